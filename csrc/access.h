@@ -1,0 +1,100 @@
+/* Loads, stores and copies in memory that others change at any moment. No
+ * Python here.
+ *
+ * What every function in this file promises (design: guarantees 1 and 2):
+ *  - each byte of guest memory in the range is accessed exactly once, and no
+ *    byte outside of it;
+ *  - an aligned field of 1, 2, 4 or 8 bytes of guest memory is never torn,
+ *    whatever the alignment of the host's side;
+ *  - nothing is ordered between processors beyond what the architecture does.
+ */
+#ifndef GUESTMEM_ACCESS_H
+#define GUESTMEM_ACCESS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if UINTPTR_MAX < UINT64_MAX
+# error "guestmem needs a 64-bit system: a u64 must be one access"
+#endif
+
+/* Guest memory is racy by design: ThreadSanitizer must not look at its
+ * accesses, and at nothing else may it look away. */
+#define ACCESS_RACY __attribute__((no_sanitize("thread")))
+
+/* Decides once, before any copy, which vectors this processor has. */
+void access_init(void);
+
+/* Copies; all behave as memmove where the two sides overlap. */
+void access_read(void *host, const char *guest, size_t count);
+void access_write(char *guest, const void *host, size_t count);
+/* Both sides are guest memory: the destination is never torn, and the source
+ * neither where the two addresses agree modulo 8. */
+void access_copy(char *dst, const char *src, size_t count);
+void access_fill(char *guest, unsigned char byte, size_t count);
+
+/* A scalar of 1, 2, 4 or 8 bytes, zero-extended, in host order. One instruction
+ * where the address is a multiple of the width, else an untorn copy. */
+static inline ACCESS_RACY uint64_t
+access_load(const char *guest, size_t width)
+{
+    if (((uintptr_t)guest & (width - 1)) == 0) {
+        switch (width) {
+        case 1:
+            return *(const volatile uint8_t *)guest;
+        case 2:
+            return *(const volatile uint16_t *)(const void *)guest;
+        case 4:
+            return *(const volatile uint32_t *)(const void *)guest;
+        default:
+            return *(const volatile uint64_t *)(const void *)guest;
+        }
+    }
+    union {
+        uint16_t u16;
+        uint32_t u32;
+        uint64_t u64;
+    } value;
+    access_read(&value, guest, width);
+    return width == 2 ? value.u16 : width == 4 ? value.u32 : value.u64;
+}
+
+static inline ACCESS_RACY void
+access_store(char *guest, uint64_t bits, size_t width)
+{
+    if (((uintptr_t)guest & (width - 1)) == 0) {
+        switch (width) {
+        case 1:
+            *(volatile uint8_t *)guest = (uint8_t)bits;
+            return;
+        case 2:
+            *(volatile uint16_t *)(void *)guest = (uint16_t)bits;
+            return;
+        case 4:
+            *(volatile uint32_t *)(void *)guest = (uint32_t)bits;
+            return;
+        default:
+            *(volatile uint64_t *)(void *)guest = bits;
+            return;
+        }
+    }
+    union {
+        uint16_t u16;
+        uint32_t u32;
+        uint64_t u64;
+    } value;
+    switch (width) {
+    case 2:
+        value.u16 = (uint16_t)bits;
+        break;
+    case 4:
+        value.u32 = (uint32_t)bits;
+        break;
+    default:
+        value.u64 = bits;
+        break;
+    }
+    access_write(guest, &value, width);
+}
+
+#endif

@@ -1,0 +1,561 @@
+/* The methods of VolatileMemory, which MemoryMapping and VolatileSlice share.
+ *
+ * Each has the same four steps: arguments into C values (which may run Python
+ * code, and so may close the memory), enter the memory, check the range, touch
+ * it. The last two are not separated by anything that could run Python code.
+ */
+#include "native.h"
+
+#include "access.h"
+#include "args.h"
+#include "object_type.h"
+#include "range.h"
+#include "scalar.h"
+#include "volatile_memory.h"
+
+/* NULL with InvalidAddressError, having left the memory. */
+static PyObject *
+accessor_out_of_range(memory_object *self, enum stay stay, uint64_t offset,
+                      uint64_t count)
+{
+    memory_leave(self, stay);
+    return errors_invalid_address(self->state, offset, count, self->size);
+}
+
+/* [offset, offset + count) as a new bytes object. */
+static PyObject *
+accessor_read_bytes(memory_object *self, uint64_t offset, uint64_t count)
+{
+    enum stay stay = memory_stay_of_copy(count);
+    if (memory_enter(self, stay) < 0) {
+        return NULL;
+    }
+    if (!range_fits(offset, count, self->size)) {
+        return accessor_out_of_range(self, stay, offset, count);
+    }
+    PyObject *bytes = memory_bytes_at(self->addr + offset, count);
+    memory_leave(self, stay);
+    return bytes;
+}
+
+/* All of count bytes, or none of them. */
+static PyObject *
+accessor_write_bytes(memory_object *self, uint64_t offset, const void *host,
+                     size_t count)
+{
+    enum stay stay = memory_stay_of_copy(count);
+    if (memory_enter(self, stay) < 0) {
+        return NULL;
+    }
+    if (!range_fits(offset, count, self->size)) {
+        return accessor_out_of_range(self, stay, offset, count);
+    }
+    memory_copy_in(self->addr + offset, host, count);
+    memory_leave(self, stay);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    accessor_as_ptr_doc,
+    "as_ptr($self, /)\n--\n\n"
+    "Return the host address of the first byte, for passing to ioctls.\n"
+    "\n"
+    "It holds nothing: keep the mapping or a slice alive for as long as the\n"
+    "kernel may use the address (KVM_SET_USER_MEMORY_REGION: until the slot is\n"
+    "removed), or the guest writes into whatever is mapped there next.\n"
+    "ClosedError once closed.");
+
+static PyObject *
+accessor_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    if (args_count(nargs, 0, 0, "as_ptr", "") < 0 || memory_enter(self, SHORT) < 0) {
+        return NULL;
+    }
+    PyObject *result = PyLong_FromVoidPtr(self->addr);
+    memory_leave(self, SHORT);
+    return result;
+}
+
+/* A new slice (type NULL) or ref of [offset, offset + count). */
+static PyObject *
+accessor_borrow(memory_object *self, uint64_t offset, uint64_t count, PyObject *type)
+{
+    uint64_t end;
+    PyObject *result = NULL;
+    if (memory_enter(self, SHORT) < 0) {
+        return NULL;
+    }
+    if (!range_end(offset, count, &end)) {
+        memory_leave(self, SHORT);
+        return errors_address_overflow(self->state, offset, count);
+    }
+    if (!range_fits(offset, count, self->size)) {
+        memory_leave(self, SHORT);
+        return errors_out_of_bounds(self->state, end, self->size);
+    }
+    if (type == NULL) {
+        result = slice_new(self->state, self->addr + offset, count, self->lender);
+    }
+    else {
+        result = ref_new(self->state, self->addr + offset, count, type, self->lender);
+    }
+    memory_leave(self, SHORT);
+    return result;
+}
+
+PyDoc_STRVAR(
+    accessor_get_slice_doc,
+    "get_slice($self, offset, count, /)\n--\n\n"
+    "Return a VolatileSlice of count bytes from offset on.\n"
+    "\n"
+    "It borrows from the mapping (from a slice, from what that one borrows), which\n"
+    "stays mapped for as long as the slice lives. count 0 at the end is fine.\n"
+    "AddressOverflowError where offset + count passes 2**64 - 1, OutOfBoundsError\n"
+    "where it passes the size.");
+
+static PyObject *
+accessor_get_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t offset, count;
+    if (args_count(nargs, 2, 2, "get_slice", "offset, count") < 0
+        || args_u64(args[0], "offset", &offset) < 0
+        || args_u64(args[1], "count", &count) < 0) {
+        return NULL;
+    }
+    return accessor_borrow(memory_of(op), offset, count, NULL);
+}
+
+PyDoc_STRVAR(accessor_get_ref_doc,
+             "get_ref($self, offset, type, /)\n--\n\n"
+             "Return a VolatileRef to the object of this type at offset.\n"
+             "\n"
+             "type is a Scalar, a ctypes class of plain data, or a struct.Struct. The\n"
+             "errors are those of get_slice(offset, size of type). No alignment is\n"
+             "needed, but only a scalar at a multiple of its size is one access.");
+
+static PyObject *
+accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    uint64_t offset;
+    struct object_type type;
+    if (args_count(nargs, 2, 2, "get_ref", "offset, type") < 0
+        || args_u64(args[0], "offset", &offset) < 0) {
+        return NULL;
+    }
+    if (scalar_check(self->state, args[1])) {
+        type.size = ((scalar_object *)args[1])->width;
+    }
+    else if (object_type_find(self->state, args[1], &type) < 0) {
+        return NULL;
+    }
+    return accessor_borrow(self, offset, type.size, args[1]);
+}
+
+PyDoc_STRVAR(
+    accessor_read_obj_doc,
+    "read_obj($self, offset, type, /)\n--\n\n"
+    "Return the object of this type at offset.\n"
+    "\n"
+    "A Scalar gives an int (f32 and f64 a float), a ctypes class a new instance\n"
+    "that holds a copy (its __init__ does not run), a struct.Struct a tuple. A\n"
+    "scalar at an address that is a multiple of its size is one access; anything\n"
+    "else is one copy, which tears no aligned field of up to 8 bytes.\n"
+    "\n"
+    "InvalidAddressError where it passes the end. TypeError for a ctypes class that\n"
+    "holds a pointer or a Python object at any depth: a guest could forge it.");
+
+static PyObject *
+accessor_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    uint64_t offset;
+    if (args_count(nargs, 2, 2, "read_obj", "offset, type") < 0
+        || args_u64(args[0], "offset", &offset) < 0) {
+        return NULL;
+    }
+    if (scalar_check(self->state, args[1])) {
+        const scalar_object *scalar = (scalar_object *)args[1];
+        if (memory_enter(self, SHORT) < 0) {
+            return NULL;
+        }
+        if (!range_fits(offset, scalar->width, self->size)) {
+            return accessor_out_of_range(self, SHORT, offset, scalar->width);
+        }
+        uint64_t bits = access_load(self->addr + offset, scalar->width);
+        memory_leave(self, SHORT);
+        return scalar_to_object(scalar, bits);
+    }
+    struct object_type type;
+    if (object_type_find(self->state, args[1], &type) < 0) {
+        return NULL;
+    }
+    PyObject *bytes = accessor_read_bytes(self, offset, type.size);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    PyObject *result = object_type_load(self->state, &type, bytes);
+    Py_DECREF(bytes);
+    return result;
+}
+
+static PyObject *
+accessor_write_scalar(memory_object *self, PyObject *value, uint64_t offset,
+                      const scalar_object *scalar)
+{
+    uint64_t bits;
+    if (scalar_from_object(scalar, value, &bits) < 0 || memory_enter(self, SHORT) < 0) {
+        return NULL;
+    }
+    if (!range_fits(offset, scalar->width, self->size)) {
+        return accessor_out_of_range(self, SHORT, offset, scalar->width);
+    }
+    access_store(self->addr + offset, bits, scalar->width);
+    memory_leave(self, SHORT);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    accessor_write_obj_doc,
+    "write_obj($self, val, offset, /, type=None)\n--\n\n"
+    "Write val, an object of this type, at offset.\n"
+    "\n"
+    "For a Scalar val is what __index__ (f32 and f64: __float__) takes, for a\n"
+    "ctypes class an instance of it, for a struct.Struct a tuple. type may be left\n"
+    "out where val is a ctypes instance. A scalar at an address that is a multiple\n"
+    "of its size is one access; anything else is one copy, which tears no aligned\n"
+    "field of up to 8 bytes.\n"
+    "\n"
+    "InvalidAddressError where it passes the end, OverflowError where val does not\n"
+    "fit the scalar: nothing is written then.");
+
+static const char *const accessor_write_obj_names[] = {"val", "offset", "type", NULL};
+static const struct args_spec accessor_write_obj_spec = {
+    "write_obj", accessor_write_obj_names, 2, 2};
+
+static PyObject *
+accessor_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                   PyObject *kwnames)
+{
+    memory_object *self = memory_of(op);
+    module_state *state = self->state;
+    uint64_t offset;
+    PyObject *given[3];
+    if (kwnames != NULL || nargs != 3) {
+        if (args_named(&accessor_write_obj_spec, args, nargs, kwnames, given) < 0) {
+            return NULL;
+        }
+        args = given;
+    }
+    PyObject *value = args[0], *kind = args[2];
+    if (args_u64(args[1], "offset", &offset) < 0) {
+        return NULL;
+    }
+    if (kind != NULL && scalar_check(state, kind)) {
+        return accessor_write_scalar(self, value, offset, (scalar_object *)kind);
+    }
+    struct object_type type;
+    if (kind == NULL || Py_IsNone(kind) ? object_type_of_value(state, value, &type) < 0
+                                        : object_type_find(state, kind, &type) < 0) {
+        return NULL;
+    }
+    PyObject *bytes = object_type_store(state, &type, value);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    PyObject *result = accessor_write_bytes(self, offset, PyBytes_AsString(bytes),
+                                            (size_t)PyBytes_Size(bytes));
+    Py_DECREF(bytes);
+    return result;
+}
+
+PyDoc_STRVAR(accessor_read_bytes_doc,
+             "read_bytes($self, offset, count, /)\n--\n\n"
+             "Return exactly count bytes from offset on, as bytes.\n"
+             "\n"
+             "InvalidAddressError where they pass the end.");
+
+static PyObject *
+accessor_read_bytes_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t offset, count;
+    if (args_count(nargs, 2, 2, "read_bytes", "offset, count") < 0
+        || args_u64(args[0], "offset", &offset) < 0
+        || args_u64(args[1], "count", &count) < 0) {
+        return NULL;
+    }
+    return accessor_read_bytes(memory_of(op), offset, count);
+}
+
+/* The four methods that copy between the memory and a buffer of the caller's. */
+enum direction { INTO_BUFFER, INTO_MEMORY };
+
+static Py_ssize_t
+accessor_copy(memory_object *self, uint64_t offset, const Py_buffer *view,
+              enum direction direction, bool exact)
+{
+    size_t count = (size_t)view->len;
+    if (!exact && offset < self->size) {
+        count = range_clamp(offset, count, self->size);
+    }
+    enum stay stay = memory_stay_of_copy(count);
+    if (memory_enter(self, stay) < 0) {
+        return -1;
+    }
+    if (!range_fits(offset, count, self->size) || (!exact && offset == self->size)) {
+        accessor_out_of_range(self, stay, offset, count);
+        return -1;
+    }
+    if (direction == INTO_BUFFER) {
+        memory_copy_out(view->buf, self->addr + offset, count);
+    }
+    else {
+        memory_copy_in(self->addr + offset, view->buf, count);
+    }
+    memory_leave(self, stay);
+    return (Py_ssize_t)count;
+}
+
+static PyObject *
+accessor_copy_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                     const char *name, enum direction direction, bool exact)
+{
+    uint64_t offset;
+    Py_buffer view;
+    if (args_count(nargs, 2, 2, name, "buf, offset") < 0
+        || args_u64(args[1], "offset", &offset) < 0
+        || args_buffer(args[0], &view, direction == INTO_BUFFER) < 0) {
+        return NULL;
+    }
+    Py_ssize_t count = accessor_copy(memory_of(op), offset, &view, direction, exact);
+    PyBuffer_Release(&view);
+    if (count < 0) {
+        return NULL;
+    }
+    return exact ? Py_NewRef(Py_None) : PyLong_FromSsize_t(count);
+}
+
+PyDoc_STRVAR(accessor_read_slice_doc,
+             "read_slice($self, buf, offset, /)\n--\n\n"
+             "Copy from offset on into a writable buffer; return the count of bytes.\n"
+             "\n"
+             "Copies what fits: the smaller of len(buf) in bytes and size - offset.\n"
+             "InvalidAddressError where offset is not below the size, even for an\n"
+             "empty buffer. Where memory and buf overlap, as memmove.");
+
+static PyObject *
+accessor_read_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return accessor_copy_method(op, args, nargs, "read_slice", INTO_BUFFER, false);
+}
+
+PyDoc_STRVAR(accessor_write_slice_doc,
+             "write_slice($self, buf, offset, /)\n--\n\n"
+             "Copy a buffer to offset and on; return the count of bytes.\n"
+             "\n"
+             "Copies what fits: the smaller of len(buf) in bytes and size - offset.\n"
+             "InvalidAddressError where offset is not below the size, even for an\n"
+             "empty buffer. Where memory and buf overlap, as memmove.");
+
+static PyObject *
+accessor_write_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return accessor_copy_method(op, args, nargs, "write_slice", INTO_MEMORY, false);
+}
+
+PyDoc_STRVAR(accessor_read_exact_doc,
+             "read_exact($self, buf, offset, /)\n--\n\n"
+             "Fill the whole writable buffer from offset on.\n"
+             "\n"
+             "InvalidAddressError where it passes the end: buf is untouched then.");
+
+static PyObject *
+accessor_read_exact(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return accessor_copy_method(op, args, nargs, "read_exact", INTO_BUFFER, true);
+}
+
+PyDoc_STRVAR(accessor_write_all_doc,
+             "write_all($self, buf, offset, /)\n--\n\n"
+             "Write the whole buffer at offset.\n"
+             "\n"
+             "InvalidAddressError where it passes the end: nothing is written then.");
+
+static PyObject *
+accessor_write_all(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return accessor_copy_method(op, args, nargs, "write_all", INTO_MEMORY, true);
+}
+
+PyDoc_STRVAR(
+    accessor_fill_doc,
+    "fill($self, byte, offset=0, count=None, /)\n--\n\n"
+    "Set count bytes from offset on (to the end where count is None) to byte.\n"
+    "\n"
+    "byte is an int from 0 to 255, else OverflowError. InvalidAddressError\n"
+    "where the range passes the end: nothing is written then.");
+
+static PyObject *
+accessor_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    uint64_t byte, offset = 0, count = 0;
+    bool to_the_end = nargs < 3 || Py_IsNone(args[2]);
+    if (args_count(nargs, 1, 3, "fill", "byte, offset=0, count=None") < 0
+        || args_u64(args[0], "byte", &byte) < 0
+        || (nargs > 1 && args_u64(args[1], "offset", &offset) < 0)
+        || (!to_the_end && args_u64(args[2], "count", &count) < 0)) {
+        return NULL;
+    }
+    if (byte > UINT8_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "byte must be from 0 to 255");
+        return NULL;
+    }
+    if (to_the_end && offset < self->size) {
+        count = self->size - offset;
+    }
+    enum stay stay = memory_stay_of_copy(count);
+    if (memory_enter(self, stay) < 0) {
+        return NULL;
+    }
+    if (!range_fits(offset, count, self->size)) {
+        return accessor_out_of_range(self, stay, offset, count);
+    }
+    memory_fill(self->addr + offset, (unsigned char)byte, count);
+    memory_leave(self, stay);
+    Py_RETURN_NONE;
+}
+
+/* The kernel punches whole pages and rounds a length up: so the last, partial
+ * page is zeroed by hand, after the kernel has agreed to the rest. */
+static int
+accessor_punch(char *addr, size_t count)
+{
+    size_t page = os_map_page_size();
+    size_t tail = count % page;
+    int err = 0;
+    /* A misaligned start is the kernel's to refuse, whatever the length. */
+    if (count > tail || (uintptr_t)addr % page != 0) {
+        err = os_map_remove(addr, count - tail > 0 ? count - tail : count);
+    }
+    if (err == 0) {
+        access_fill(addr + (count - tail), 0, tail);
+    }
+    return err;
+}
+
+PyDoc_STRVAR(
+    accessor_remove_range_doc,
+    "remove_range($self, mem_offset, count, /)\n--\n\n"
+    "Make count bytes from mem_offset on read as zeros, and give their pages back.\n"
+    "\n"
+    "Whole pages are freed (madvise(2), MADV_REMOVE), a last partial page is zeroed;\n"
+    "bytes outside of the range never change. count 0 does nothing.\n"
+    "\n"
+    "InvalidRangeError where the range passes the end; also, with the\n"
+    "SystemCallFailedError as its cause, where its start is not page-aligned in\n"
+    "memory or the memory cannot be punched (a private or a locked mapping):\n"
+    "nothing has changed then.");
+
+static PyObject *
+accessor_remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    uint64_t offset, count;
+    if (args_count(nargs, 2, 2, "remove_range", "mem_offset, count") < 0
+        || args_u64(args[0], "mem_offset", &offset) < 0
+        || args_u64(args[1], "count", &count) < 0 || memory_enter(self, LONG) < 0) {
+        return NULL;
+    }
+    int err = 0;
+    bool fits = range_fits(offset, count, self->size);
+    if (fits && count != 0) {
+        char *addr = self->addr + offset;
+        Py_BEGIN_ALLOW_THREADS
+        err = accessor_punch(addr, count);
+        Py_END_ALLOW_THREADS
+    }
+    memory_leave(self, LONG);
+    if (fits && err == 0) {
+        Py_RETURN_NONE;
+    }
+    PyObject *cause = NULL;
+    if (err != 0) {
+        errors_system_call(self->state, err, "madvise");
+        cause = errors_take();
+    }
+    errors_invalid_range(self->state, offset, count, self->size);
+    errors_set_cause(cause);
+    return NULL;
+}
+
+PyDoc_STRVAR(accessor_enter_doc, "__enter__($self, /)\n--\n\n"
+                                 "Return the object itself; ClosedError once closed.");
+
+static PyObject *
+accessor_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    memory_object *self = memory_of(op);
+    if (memory_enter(self, SHORT) < 0) {
+        return NULL;
+    }
+    memory_leave(self, SHORT);
+    return Py_NewRef(op);
+}
+
+PyDoc_STRVAR(
+    accessor_exit_doc,
+    "__exit__($self, exc_type=None, exc_value=None, traceback=None, /)\n--\n\n"
+    "Close or release; BufferError where the memory is borrowed still.\n"
+    "\n"
+    "When the block ends by an exception, that exception is never replaced: the\n"
+    "object is closed at once, those who borrow from it go on, and the last of them\n"
+    "gives the memory back.");
+
+static PyObject *
+accessor_exit(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    if (args_count(nargs, 0, 3, "__exit__", "exc_type, exc_value, traceback") < 0) {
+        return NULL;
+    }
+    if (nargs == 0 || Py_IsNone(args[0])) {
+        return memory_close(self);
+    }
+    if (hold_abandon(self->hold)) {
+        memory_vacate(self);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(accessor_reduce_doc, "__reduce__($self)\n--\n\n"
+                                  "Raise TypeError: memory is not copied or pickled.");
+
+static PyObject *
+accessor_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return errors_not_copied(op);
+}
+
+PyMethodDef memory_methods[] = {
+    {"as_ptr", FASTCALL(accessor_as_ptr), accessor_as_ptr_doc},
+    {"get_slice", FASTCALL(accessor_get_slice), accessor_get_slice_doc},
+    {"get_ref", FASTCALL(accessor_get_ref), accessor_get_ref_doc},
+    {"read_obj", FASTCALL(accessor_read_obj), accessor_read_obj_doc},
+    {"write_obj", KEYWORDS(accessor_write_obj), accessor_write_obj_doc},
+    {"read_slice", FASTCALL(accessor_read_slice), accessor_read_slice_doc},
+    {"write_slice", FASTCALL(accessor_write_slice), accessor_write_slice_doc},
+    {"read_bytes", FASTCALL(accessor_read_bytes_method), accessor_read_bytes_doc},
+    {"read_exact", FASTCALL(accessor_read_exact), accessor_read_exact_doc},
+    {"write_all", FASTCALL(accessor_write_all), accessor_write_all_doc},
+    {"read_to_memory", KEYWORDS(transfer_read_to_memory), transfer_read_to_memory_doc},
+    {"write_from_memory", KEYWORDS(transfer_write_from_memory),
+     transfer_write_from_memory_doc},
+    {"fill", FASTCALL(accessor_fill), accessor_fill_doc},
+    {"remove_range", FASTCALL(accessor_remove_range), accessor_remove_range_doc},
+    {"__enter__", accessor_enter, METH_NOARGS, accessor_enter_doc},
+    {"__exit__", FASTCALL(accessor_exit), accessor_exit_doc},
+    {"__reduce__", accessor_reduce, METH_NOARGS, accessor_reduce_doc},
+    {NULL, NULL, 0, NULL},
+};

@@ -1,0 +1,77 @@
+/* The buffer that somebody exported to VolatileSlice.from_buffer: an object of
+ * its own, so that every slice and ref of it is one reference, and the garbage
+ * collector can follow a cycle through the exporter.
+ *
+ * Like a tuple, it refers only to what existed before it, and so do the slices
+ * and refs that refer to it: a cycle always runs through something else that can
+ * be cleared. So none of them has a tp_clear, and no ref must ask whether its
+ * memory is still there.
+ */
+#include "native.h"
+
+#include "args.h"
+#include "buffer_owner.h"
+
+typedef struct {
+    PyObject_HEAD
+    Py_buffer view;
+} buffer_owner_object;
+
+PyObject *
+buffer_owner_new(module_state *state, PyObject *exporter, char **addr, size_t *size)
+{
+    Py_buffer view;
+    if (args_buffer(exporter, &view, true) < 0) {
+        return NULL;
+    }
+    buffer_owner_object *self =
+        PyObject_GC_New(buffer_owner_object, state->buffer_owner_type);
+    if (self == NULL) {
+        PyBuffer_Release(&view);
+        return NULL;
+    }
+    self->view = view;
+    *addr = view.buf;
+    *size = (size_t)view.len;
+    PyObject_GC_Track((PyObject *)self);
+    return (PyObject *)self;
+}
+
+static int
+buffer_owner_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(((buffer_owner_object *)op)->view.obj);
+    return 0;
+}
+
+static void
+buffer_owner_dealloc(PyObject *op)
+{
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    PyBuffer_Release(&((buffer_owner_object *)op)->view);
+    PyObject_GC_Del(op);
+    Py_DECREF(type);
+}
+
+static PyType_Slot buffer_owner_slots[] = {
+    {Py_tp_dealloc, SLOT(buffer_owner_dealloc)},
+    {Py_tp_traverse, SLOT(buffer_owner_traverse)},
+    {0, NULL},
+};
+
+static PyType_Spec buffer_owner_spec = {
+    .name = "guestmem._BufferOwner",
+    .basicsize = sizeof(buffer_owner_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
+             | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = buffer_owner_slots,
+};
+
+int
+buffer_owner_init(PyObject *module, module_state *state)
+{
+    state->buffer_owner_type = native_add_type(module, &buffer_owner_spec, NULL, false);
+    return state->buffer_owner_type == NULL ? -1 : 0;
+}

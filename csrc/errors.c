@@ -1,0 +1,204 @@
+/* Raising our own errors. The classes, their fields and their texts are written
+ * in errors.py; this file fills in the fields. */
+#include "native.h"
+
+#include <string.h>
+
+/* PyErr_SetObject with a new instance; args as in PyObject_CallFunction. */
+static PyObject *
+errors_raise(PyObject *error_class, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    PyObject *args = Py_VaBuildValue(format, list);
+    va_end(list);
+    if (args == NULL) {
+        return NULL;
+    }
+    PyObject *error = PyObject_CallObject(error_class, args);
+    Py_DECREF(args);
+    if (error != NULL) {
+        PyErr_SetObject(error_class, error);
+        Py_DECREF(error);
+    }
+    return NULL;
+}
+
+PyObject *
+errors_invalid_address(module_state *state, uint64_t offset, uint64_t count,
+                       uint64_t size)
+{
+    return errors_raise(state->InvalidAddressError, "(KKK)", (unsigned long long)offset,
+                        (unsigned long long)count, (unsigned long long)size);
+}
+
+PyObject *
+errors_invalid_range(module_state *state, uint64_t offset, uint64_t count,
+                     uint64_t size)
+{
+    return errors_raise(state->InvalidRangeError, "(KKK)", (unsigned long long)offset,
+                        (unsigned long long)count, (unsigned long long)size);
+}
+
+PyObject *
+errors_out_of_bounds(module_state *state, uint64_t addr, uint64_t size)
+{
+    return errors_raise(state->OutOfBoundsError, "(KK)", (unsigned long long)addr,
+                        (unsigned long long)size);
+}
+
+PyObject *
+errors_address_overflow(module_state *state, uint64_t base, uint64_t offset)
+{
+    return errors_raise(state->AddressOverflowError, "(KK)", (unsigned long long)base,
+                        (unsigned long long)offset);
+}
+
+PyObject *
+errors_invalid_offset(module_state *state, PyObject *offset)
+{
+    return errors_raise(state->InvalidOffsetError, "(O)", offset);
+}
+
+PyObject *
+errors_wrong_type(const char *what, const char *expected, PyObject *given)
+{
+    PyObject *name = PyType_GetName(Py_TYPE(given));
+    if (name != NULL) {
+        PyErr_Format(PyExc_TypeError, "%s must be %s, not '%U'", what, expected, name);
+        Py_DECREF(name);
+    }
+    return NULL;
+}
+
+PyObject *
+errors_not_copied(PyObject *op)
+{
+    PyObject *name = PyType_GetName(Py_TYPE(op));
+    if (name != NULL) {
+        PyErr_Format(PyExc_TypeError, "cannot copy or pickle a %U", name);
+        Py_DECREF(name);
+    }
+    return NULL;
+}
+
+PyObject *
+errors_closed(module_state *state, const char *text)
+{
+    PyErr_SetString(state->ClosedError, text);
+    return NULL;
+}
+
+PyObject *
+errors_system_call(module_state *state, int err, const char *syscall)
+{
+    return errors_raise(state->SystemCallFailedError, "(iss)", err, strerror(err),
+                        syscall);
+}
+
+int
+errors_transfer(PyObject *error_class, int err, const char *text, size_t transferred,
+                PyObject *cause)
+{
+    if (err != 0) {
+        errors_raise(error_class, "(isn)", err, text != NULL ? text : strerror(err),
+                     (Py_ssize_t)transferred);
+    }
+    else {
+        errors_raise(error_class, "(Osn)", Py_None, text, (Py_ssize_t)transferred);
+    }
+    errors_set_cause(cause);
+    return -1;
+}
+
+int
+errors_memory_fault(PyObject *error_class, int err, uint64_t offset)
+{
+    errors_raise(error_class, "(isK)", err, strerror(err), (unsigned long long)offset);
+    return -1;
+}
+
+/* PyErr_GetRaisedException came with 3.12; the older calls are deprecated since. */
+#if defined(Py_LIMITED_API)
+# define API_VERSION Py_LIMITED_API
+#else
+# define API_VERSION PY_VERSION_HEX
+#endif
+#if API_VERSION >= 0x030C0000
+PyObject *
+errors_take(void)
+{
+    return PyErr_GetRaisedException();
+}
+
+void
+errors_put_back(PyObject *exception)
+{
+    PyErr_SetRaisedException(exception);
+}
+#else
+PyObject *
+errors_take(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (type == NULL) {
+        return NULL;
+    }
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL) {
+        PyException_SetTraceback(value, traceback);
+        Py_DECREF(traceback);
+    }
+    Py_DECREF(type);
+    return value;
+}
+
+void
+errors_put_back(PyObject *exception)
+{
+    if (exception == NULL) {
+        PyErr_Clear();
+        return;
+    }
+    PyErr_Restore(Py_NewRef((PyObject *)Py_TYPE(exception)), exception,
+                  PyException_GetTraceback(exception));
+}
+#endif
+
+void
+errors_set_cause(PyObject *cause)
+{
+    if (cause == NULL) {
+        return;
+    }
+    PyObject *error = errors_take();
+    if (error == NULL || error == cause) {
+        Py_DECREF(cause);
+    }
+    else {
+        PyException_SetContext(error, Py_NewRef(cause));
+        PyException_SetCause(error, cause); /* steals */
+    }
+    errors_put_back(error);
+}
+
+int
+errors_init(PyObject *module, module_state *state)
+{
+    (void)module;
+    PyObject *errors = PyImport_ImportModule("guestmem.errors");
+    if (errors == NULL) {
+        return -1;
+    }
+    int result = 0;
+#define ERROR_LOAD(name)                                     \
+    if (result == 0) {                                       \
+        state->name = PyObject_GetAttrString(errors, #name); \
+        result = state->name == NULL ? -1 : 0;               \
+    }
+    ERROR_CLASSES(ERROR_LOAD)
+#undef ERROR_LOAD
+    Py_DECREF(errors);
+    return result;
+}

@@ -1,0 +1,39 @@
+/* Raising: every helper sets the exception and returns NULL or -1, so that a
+ * call site is one line. The texts of our own errors are in errors.py. */
+#ifndef GUESTMEM_ERRORS_H
+#define GUESTMEM_ERRORS_H
+
+#include "native.h"
+
+/* NULL: [offset, offset + count) is not inside [0, size). */
+PyObject *errors_invalid_address(module_state *state, uint64_t offset, uint64_t count,
+                                 uint64_t size);
+PyObject *errors_invalid_range(module_state *state, uint64_t offset, uint64_t count,
+                               uint64_t size);
+PyObject *errors_out_of_bounds(module_state *state, uint64_t addr, uint64_t size);
+PyObject *errors_address_overflow(module_state *state, uint64_t base, uint64_t offset);
+/* NULL: offset is the int that was given. */
+PyObject *errors_invalid_offset(module_state *state, PyObject *offset);
+/* NULL: TypeError "<what> must be <expected>, not '<type of given>'". */
+PyObject *errors_wrong_type(const char *what, const char *expected, PyObject *given);
+PyObject *errors_closed(module_state *state, const char *text);
+PyObject *errors_system_call(module_state *state, int err, const char *syscall);
+
+/* NULL: TypeError, what __reduce__ of memory and refs answers. */
+PyObject *errors_not_copied(PyObject *op);
+
+/* -1: a transfer failed after `transferred` bytes. err is 0 where there is no
+ * errno; cause (stolen, may be NULL) becomes __cause__. */
+int errors_transfer(PyObject *error_class, int err, const char *text,
+                    size_t transferred, PyObject *cause);
+/* -1: the memory itself faulted, at offset. */
+int errors_memory_fault(PyObject *error_class, int err, uint64_t offset);
+
+/* The pending exception, taken out (NULL where there is none); and put back. */
+PyObject *errors_take(void);
+void errors_put_back(PyObject *exception);
+
+/* Makes cause (stolen) the __cause__ of the pending exception. */
+void errors_set_cause(PyObject *cause);
+
+#endif

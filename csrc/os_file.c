@@ -1,0 +1,33 @@
+/* One read or write of a file descriptor. */
+#define _GNU_SOURCE
+#include "os_file.h"
+
+#include <errno.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+_Static_assert(sizeof(off_t) == sizeof(int64_t), "off_t has 64 bits");
+
+int
+os_file_read(int fd, char *memory, size_t count, int64_t offset, size_t *moved)
+{
+    ssize_t n = offset == OS_FILE_POSITION ? read(fd, memory, count)
+                                           : pread(fd, memory, count, offset);
+    if (n < 0) {
+        return errno;
+    }
+    *moved = (size_t)n;
+    return 0;
+}
+
+int
+os_file_write(int fd, const char *memory, size_t count, int64_t offset, size_t *moved)
+{
+    ssize_t n = offset == OS_FILE_POSITION ? write(fd, memory, count)
+                                           : pwrite(fd, memory, count, offset);
+    if (n < 0) {
+        return errno;
+    }
+    *moved = (size_t)n;
+    return 0;
+}

@@ -1,0 +1,106 @@
+/* The system calls on mappings. errno is read on the line after the call that
+ * sets it. */
+#define _GNU_SOURCE
+#include "os_map.h"
+
+#include <errno.h>
+#include <linux/magic.h>
+#include <stdbool.h>
+#include <sys/mman.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ
+# define MADV_POPULATE_READ 22 /* Linux 5.14; older headers lack it */
+#endif
+
+static int
+map(int flags, int fd, int64_t offset, size_t size, struct os_mapping *out)
+{
+    void *addr =
+        mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | flags, fd, offset);
+    if (addr == MAP_FAILED) {
+        return errno;
+    }
+    *out = (struct os_mapping){addr, size, size};
+    return 0;
+}
+
+int
+os_map_anonymous(size_t size, struct os_mapping *out)
+{
+    return map(MAP_ANONYMOUS | MAP_NORESERVE, -1, 0, size, out);
+}
+
+int
+os_map_fd(int fd, int64_t offset, size_t size, struct os_mapping *out)
+{
+    struct statfs fs;
+    int err = map(0, fd, offset, size, out);
+    /* A mapping of hugetlbfs is whole huge pages, and munmap refuses any other
+     * length (EINVAL): unmapping by the size that was asked for would leak. */
+    if (err == 0 && fstatfs(fd, &fs) == 0 && (uint32_t)fs.f_type == HUGETLBFS_MAGIC) {
+        size_t page = (size_t)fs.f_bsize;
+        out->length = (size + page - 1) / page * page;
+    }
+    return err;
+}
+
+int
+os_map_unmap(const struct os_mapping *mapping)
+{
+    return munmap(mapping->addr, mapping->length) < 0 ? errno : 0;
+}
+
+int
+os_map_dont_dump(const struct os_mapping *mapping)
+{
+    return madvise(mapping->addr, mapping->length, MADV_DONTDUMP) < 0 ? errno : 0;
+}
+
+int
+os_map_remove(char *addr, size_t length)
+{
+    return madvise(addr, length, MADV_REMOVE) < 0 ? errno : 0;
+}
+
+static bool
+faults(char *addr, size_t length)
+{
+    /* EFAULT: a touch would be SIGBUS. EHWPOISON: a poisoned page. Anything
+     * else (EINVAL before Linux 5.14) tells nothing. */
+    return madvise(addr, length, MADV_POPULATE_READ) < 0
+           && (errno == EFAULT || errno == EHWPOISON);
+}
+
+size_t
+os_map_first_fault(char *addr, size_t length)
+{
+    size_t page = os_map_page_size();
+    size_t before = (uintptr_t)addr % page;
+    char *first = addr - before;
+    size_t pages = (before + length + page - 1) / page;
+
+    if (!faults(first, pages * page)) {
+        return length;
+    }
+    /* The first good pages are known to be good, the first bad ones to hold a
+     * page that faults. */
+    size_t good = 0, bad = pages;
+    while (bad - good > 1) {
+        size_t middle = good + (bad - good) / 2;
+        if (faults(first + good * page, (middle - good) * page)) {
+            bad = middle;
+        }
+        else {
+            good = middle;
+        }
+    }
+    return good == 0 ? 0 : good * page - before;
+}
+
+size_t
+os_map_page_size(void)
+{
+    return (size_t)sysconf(_SC_PAGESIZE);
+}

@@ -1,0 +1,38 @@
+/* The system calls on mappings. No Python here: every function returns 0 or an
+ * errno, and is called without the GIL where it may take long. */
+#ifndef GUESTMEM_OS_MAP_H
+#define GUESTMEM_OS_MAP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* What mmap gave: size bytes were asked for; length bytes are what munmap takes,
+ * which is more where the file has huge pages. */
+struct os_mapping {
+    char *addr;
+    size_t size;
+    size_t length;
+};
+
+/* Anonymous, shared, zero-filled, without reserving swap. */
+int os_map_anonymous(size_t size, struct os_mapping *out);
+
+/* size bytes of fd from offset on, shared. The mapping outlives the fd. */
+int os_map_fd(int fd, int64_t offset, size_t size, struct os_mapping *out);
+
+int os_map_unmap(const struct os_mapping *mapping);
+
+/* Keeps the pages out of core dumps (MADV_DONTDUMP). */
+int os_map_dont_dump(const struct os_mapping *mapping);
+
+/* Gives whole pages back: they read as zeros (MADV_REMOVE). addr must be
+ * page-aligned and the length a multiple of the page, or it is EINVAL. */
+int os_map_remove(char *addr, size_t length);
+
+/* The first byte of [addr, addr + length) that cannot be brought in, as an
+ * offset from addr, or length where there is none or the kernel can't tell. */
+size_t os_map_first_fault(char *addr, size_t length);
+
+size_t os_map_page_size(void);
+
+#endif

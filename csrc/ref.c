@@ -1,0 +1,273 @@
+/* class VolatileRef(Generic[T]):
+ *     type: Scalar[T] | type[T] | Struct
+ *     size: int
+ *     def load(self): ...
+ *     def store(self, val): ...
+ *     def to_slice(self): ...
+ *     def as_ptr(self): ...
+ *
+ * One object in memory. A ref cannot be released, so its borrow lasts as long as
+ * it does, and no access asks whether the memory is still there: a load of an
+ * aligned scalar is one instruction and the making of an int.
+ */
+#include "native.h"
+
+#include "access.h"
+#include "args.h"
+#include "object_type.h"
+#include "scalar.h"
+#include "volatile_memory.h"
+
+typedef struct {
+    PyObject_HEAD
+    module_state *state; /* alive as long as the type is */
+    char *addr;
+    size_t size;
+    PyObject *type;
+    const scalar_object *scalar; /* type, where that is a Scalar; else NULL */
+    struct lender lender;
+} ref_object;
+
+static inline ref_object *
+ref_of(PyObject *op)
+{
+    return (ref_object *)op;
+}
+
+PyObject *
+ref_new(module_state *state, char *addr, size_t size, PyObject *type,
+        struct lender lender)
+{
+    lender_borrow(lender, BORROW_REF); /* first, as in slice_new */
+    ref_object *self = PyObject_GC_New(ref_object, state->ref_type);
+    if (self == NULL) {
+        lender_give_back(&lender, BORROW_REF);
+        return NULL;
+    }
+    self->state = state;
+    self->addr = addr;
+    self->size = size;
+    self->type = Py_NewRef(type);
+    self->scalar = scalar_check(state, type) ? (scalar_object *)type : NULL;
+    self->lender = lender;
+    /* A Scalar and our own pages lead to no cycle. */
+    if (self->scalar == NULL || lender.buffer_owner != NULL) {
+        PyObject_GC_Track((PyObject *)self);
+    }
+    return (PyObject *)self;
+}
+
+static int
+ref_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    ref_object *self = ref_of(op);
+    Py_VISIT(Py_TYPE(op));
+    Py_VISIT(self->type);
+    Py_VISIT(self->lender.buffer_owner);
+    return 0;
+}
+
+static void
+ref_dealloc(PyObject *op)
+{
+    ref_object *self = ref_of(op);
+    PyTypeObject *type = Py_TYPE(op);
+    PyObject_GC_UnTrack(op);
+    lender_give_back(&self->lender, BORROW_REF);
+    Py_DECREF(self->type);
+    PyObject_GC_Del(op);
+    Py_DECREF(type);
+}
+
+static PyObject *
+ref_repr(PyObject *op)
+{
+    return PyUnicode_FromFormat("<guestmem.VolatileRef type=%R>", ref_of(op)->type);
+}
+
+/* Looks the type up again: a Struct may have been initialised again, a ctypes
+ * class may have got its fields since the range was checked. */
+static int
+ref_find_type(ref_object *self, struct object_type *type)
+{
+    if (object_type_find(self->state, self->type, type) < 0) {
+        return -1;
+    }
+    if (type->size != self->size) {
+        PyErr_Format(PyExc_TypeError,
+                     "the ref's type has %zu bytes now, and had %zu when it was made",
+                     type->size, self->size);
+        return -1;
+    }
+    return 0;
+}
+
+PyDoc_STRVAR(ref_load_doc,
+             "load($self, /)\n--\n\n"
+             "Return the object: an int or float, a ctypes instance, or a tuple.\n"
+             "\n"
+             "A scalar at an address that is a multiple of its size is one access;\n"
+             "anything else is one copy, which tears no aligned field of up to 8\n"
+             "bytes.");
+
+static PyObject *
+ref_load(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
+{
+    ref_object *self = ref_of(op);
+    struct object_type type;
+    if (args_count(nargs, 0, 0, "load", "") < 0) {
+        return NULL;
+    }
+    if (self->scalar != NULL) {
+        return scalar_to_object(self->scalar,
+                                access_load(self->addr, self->scalar->width));
+    }
+    if (ref_find_type(self, &type) < 0) {
+        return NULL;
+    }
+    PyObject *bytes = memory_bytes_at(self->addr, self->size);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    PyObject *result = object_type_load(self->state, &type, bytes);
+    Py_DECREF(bytes);
+    return result;
+}
+
+PyDoc_STRVAR(ref_store_doc,
+             "store($self, val, /)\n--\n\n"
+             "Store val, as VolatileMemory.write_obj() does.\n"
+             "\n"
+             "A scalar at an address that is a multiple of its size is one access.\n"
+             "OverflowError where val does not fit it: nothing is stored then.");
+
+static PyObject *
+ref_store(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    ref_object *self = ref_of(op);
+    struct object_type type;
+    uint64_t bits;
+    if (args_count(nargs, 1, 1, "store", "val") < 0) {
+        return NULL;
+    }
+    if (self->scalar != NULL) {
+        if (scalar_from_object(self->scalar, args[0], &bits) < 0) {
+            return NULL;
+        }
+        access_store(self->addr, bits, self->scalar->width);
+        Py_RETURN_NONE;
+    }
+    if (ref_find_type(self, &type) < 0) {
+        return NULL;
+    }
+    PyObject *bytes = object_type_store(self->state, &type, args[0]);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    /* What made the bytes may have run Python code that changed the type. */
+    if ((size_t)PyBytes_Size(bytes) != self->size) {
+        PyErr_SetString(PyExc_TypeError, "the ref's type changed its size meanwhile");
+        Py_DECREF(bytes);
+        return NULL;
+    }
+    memory_copy_in(self->addr, PyBytes_AsString(bytes), self->size);
+    Py_DECREF(bytes);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(ref_to_slice_doc, "to_slice($self, /)\n--\n\n"
+                               "Return a VolatileSlice of the object's bytes.");
+
+static PyObject *
+ref_to_slice(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
+{
+    ref_object *self = ref_of(op);
+    if (args_count(nargs, 0, 0, "to_slice", "") < 0) {
+        return NULL;
+    }
+    return slice_new(self->state, self->addr, self->size, self->lender);
+}
+
+PyDoc_STRVAR(ref_as_ptr_doc,
+             "as_ptr($self, /)\n--\n\n"
+             "Return the host address of the object, for passing to ioctls.\n"
+             "\n"
+             "It holds nothing: keep the ref alive for as long as the kernel may use\n"
+             "the address, or it writes into whatever is mapped there next.");
+
+static PyObject *
+ref_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
+{
+    return args_count(nargs, 0, 0, "as_ptr", "") < 0
+               ? NULL
+               : PyLong_FromVoidPtr(ref_of(op)->addr);
+}
+
+PyDoc_STRVAR(ref_reduce_doc, "__reduce__($self)\n--\n\n"
+                             "Raise TypeError: memory is not copied or pickled.");
+
+static PyObject *
+ref_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return errors_not_copied(op);
+}
+
+static PyObject *
+ref_get_type(PyObject *op, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(ref_of(op)->type);
+}
+
+static PyObject *
+ref_get_size(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(ref_of(op)->size);
+}
+
+static PyMethodDef ref_methods[] = {
+    {"load", FASTCALL(ref_load), ref_load_doc},
+    {"store", FASTCALL(ref_store), ref_store_doc},
+    {"to_slice", FASTCALL(ref_to_slice), ref_to_slice_doc},
+    {"as_ptr", FASTCALL(ref_as_ptr), ref_as_ptr_doc},
+    {"__reduce__", ref_reduce, METH_NOARGS, ref_reduce_doc},
+    {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
+     PyDoc_STR("VolatileRef[int], for annotations.")},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef ref_getset[] = {
+    {"type", ref_get_type, NULL, PyDoc_STR("The type that get_ref() was given."), NULL},
+    {"size", ref_get_size, NULL, PyDoc_STR("The object's size in bytes."), NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(ref_doc,
+             "One object in memory, made by get_ref(): the fastest access there is.\n"
+             "\n"
+             "It keeps the memory mapped for as long as it lives; it cannot be\n"
+             "released. The range was checked when it was made.");
+
+static PyType_Slot ref_slots[] = {
+    {Py_tp_doc, SLOT(ref_doc)},
+    {Py_tp_dealloc, SLOT(ref_dealloc)},
+    {Py_tp_traverse, SLOT(ref_traverse)},
+    {Py_tp_repr, SLOT(ref_repr)},
+    {Py_tp_methods, ref_methods},
+    {Py_tp_getset, ref_getset},
+    {0, NULL},
+};
+
+static PyType_Spec ref_spec = {
+    .name = "guestmem.VolatileRef",
+    .basicsize = sizeof(ref_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
+             | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = ref_slots,
+};
+
+int
+ref_init(PyObject *module, module_state *state)
+{
+    state->ref_type = native_add_type(module, &ref_spec, NULL, true);
+    return state->ref_type == NULL ? -1 : 0;
+}

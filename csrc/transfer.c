@@ -1,0 +1,470 @@
+/* read_to_memory and write_from_memory: between memory and a file descriptor, or
+ * an object with readinto(), read() or write().
+ *
+ * A file descriptor is read with read(2) straight into memory. An object has to
+ * be asked, even where it has an fd: a buffered file keeps bytes that its fd has
+ * given already. It gets a view of the memory, so that costs no copy either.
+ */
+#include "native.h"
+
+#include "args.h"
+#include "os_file.h"
+#include "range.h"
+#include "volatile_memory.h"
+
+#include <string.h>
+
+/* The most that one read() of an object is asked for, which then makes a bytes
+ * object of that size. */
+#define READ_AT_MOST ((size_t)1 << 20)
+
+enum by { BY_FD, BY_READINTO, BY_READ, BY_WRITE };
+
+static const char *const method_names[] = {[BY_FD] = "fileno",
+                                           [BY_READINTO] = "readinto",
+                                           [BY_READ] = "read",
+                                           [BY_WRITE] = "write"};
+
+/* One transfer: between count bytes at addr and a stream. The call is inside the
+ * memory for as long as it goes on. */
+struct transfer {
+    module_state *state;
+    memory_object *memory;
+    bool reading; /* from the stream into memory */
+    uint64_t mem_offset;
+    uint64_t count;
+    size_t done;
+    enum by by;
+    int fd;
+    int64_t position;
+    PyObject *method; /* strong; NULL for an fd */
+};
+
+/* -1: the stream failed. err 0: no errno, and text says what happened. */
+static int
+transfer_fail(struct transfer *self, int err, const char *text, PyObject *cause)
+{
+    return errors_transfer(self->reading ? self->state->ReadFromSourceError
+                                         : self->state->WriteToDestinationError,
+                           err, text, self->done, cause);
+}
+
+/* An int attribute of an exception, or missing where it has none. */
+static long
+transfer_attribute(PyObject *error, const char *name, long missing)
+{
+    PyObject *value = PyObject_GetAttrString(error, name);
+    long result = missing;
+    if (value != NULL && PyLong_Check(value)) {
+        result = PyLong_AsLong(value);
+        if (result == -1 && PyErr_Occurred()) {
+            result = missing;
+        }
+    }
+    PyErr_Clear();
+    Py_XDECREF(value);
+    return result;
+}
+
+/* The stream raised: an OSError is wrapped, anything else passes untouched. */
+static int
+transfer_wrap(struct transfer *self)
+{
+    if (!PyErr_ExceptionMatches(PyExc_OSError)) {
+        return -1;
+    }
+    PyObject *cause = errors_take();
+    if (self->by == BY_WRITE
+        && PyObject_TypeCheck(cause, (PyTypeObject *)PyExc_BlockingIOError)) {
+        /* A buffered writer took so many before it would have blocked. */
+        long taken = transfer_attribute(cause, "characters_written", 0);
+        if (taken > 0 && (uint64_t)taken <= self->count - self->done) {
+            self->done += (size_t)taken;
+        }
+    }
+    int err = (int)transfer_attribute(cause, "errno", 0);
+    PyObject *text = PyObject_Str(cause);
+    const char *chars = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
+    if (chars == NULL) {
+        PyErr_Clear();
+        chars = "it raised an OSError";
+    }
+    transfer_fail(self, err, err != 0 ? NULL : chars, cause);
+    Py_XDECREF(text);
+    return -1;
+}
+
+static int
+transfer_would_block(struct transfer *self)
+{
+    PyObject *cause =
+        PyObject_CallFunction(PyExc_BlockingIOError, "is", EAGAIN, strerror(EAGAIN));
+    return cause == NULL ? -1 : transfer_fail(self, EAGAIN, NULL, cause);
+}
+
+/* 0 bytes moved, and that is no success. */
+static int
+transfer_stopped(struct transfer *self)
+{
+    if (!self->reading) {
+        return transfer_fail(self, 0, "it took no bytes", NULL);
+    }
+    PyObject *cause = PyObject_CallFunction(PyExc_EOFError, "s", "end of the source");
+    return cause == NULL ? -1 : transfer_fail(self, 0, "it ended early", cause);
+}
+
+/* The kernel found a bad address: the memory's fault if a page of it is gone. */
+static int
+transfer_bad_address(struct transfer *self, char *addr, size_t left)
+{
+    size_t at;
+    Py_BEGIN_ALLOW_THREADS
+    at = os_map_first_fault(addr, left);
+    Py_END_ALLOW_THREADS
+    if (at == left) {
+        return transfer_fail(self, EFAULT, NULL, NULL);
+    }
+    return errors_memory_fault(self->reading ? self->state->WriteToMemoryError
+                                             : self->state->ReadFromMemoryError,
+                               EFAULT, self->mem_offset + self->done + at);
+}
+
+/* Each step moves some of the rest: 0 and *moved, or -1 with an exception. */
+static int
+transfer_step_fd(struct transfer *self, char *addr, size_t left, size_t *moved)
+{
+    int64_t position = self->position == OS_FILE_POSITION
+                           ? OS_FILE_POSITION
+                           : self->position + (int64_t)self->done;
+    int err;
+    Py_BEGIN_ALLOW_THREADS
+    err = self->reading ? os_file_read(self->fd, addr, left, position, moved)
+                        : os_file_write(self->fd, addr, left, position, moved);
+    Py_END_ALLOW_THREADS
+    switch (err) {
+    case 0:
+        return *moved == 0 ? transfer_stopped(self) : 0;
+    case EINTR: /* nothing moved; the caller runs the handlers and comes back */
+        *moved = 0;
+        return 0;
+    case EFAULT:
+        return transfer_bad_address(self, addr, left);
+    case EAGAIN:
+        return transfer_would_block(self);
+    default:
+        return transfer_fail(self, err, NULL, NULL);
+    }
+}
+
+static int
+transfer_nonsense(struct transfer *self, size_t asked)
+{
+    char text[80];
+    PyOS_snprintf(text, sizeof(text),
+                  "its %s() claimed more than the %zu bytes asked for",
+                  method_names[self->by], asked);
+    return transfer_fail(self, 0, text, NULL);
+}
+
+/* Calls the method with a view of the memory, and takes the view back: whatever
+ * the object kept of it is released, unless it kept an export of its own. */
+static PyObject *
+transfer_call_with_view(struct transfer *self, char *addr, size_t left)
+{
+    PyObject *slice = slice_new(self->state, addr, left, self->memory->lender);
+    PyObject *view = slice == NULL ? NULL : PyMemoryView_FromObject(slice);
+    Py_XDECREF(slice);
+    if (view == NULL) {
+        return NULL;
+    }
+    PyObject *result = PyObject_CallFunctionObjArgs(self->method, view, NULL);
+    PyObject *raised = errors_take();
+    PyObject *released = PyObject_CallMethod(view, "release", NULL);
+    if (released == NULL && PyErr_ExceptionMatches(PyExc_BufferError)) {
+        PyErr_Clear(); /* the borrow lives on with that export */
+        released = Py_NewRef(Py_None);
+    }
+    Py_DECREF(view);
+    if (raised != NULL) {
+        errors_put_back(raised);
+    }
+    else if (released == NULL) {
+        Py_CLEAR(result);
+    }
+    Py_XDECREF(released);
+    return result;
+}
+
+/* readinto() and write(): the count that they return. */
+static int
+transfer_step_view(struct transfer *self, char *addr, size_t left, size_t *moved)
+{
+    PyObject *result = transfer_call_with_view(self, addr, left);
+    if (result == NULL) {
+        return transfer_wrap(self);
+    }
+    if (Py_IsNone(result)) {
+        Py_DECREF(result);
+        return transfer_would_block(self);
+    }
+    if (!PyIndex_Check(result)) {
+        errors_wrong_type(self->reading ? "what readinto() returns"
+                                        : "what write() returns",
+                          "an int or None", result);
+        Py_DECREF(result);
+        return -1;
+    }
+    /* Clips to the limits of Py_ssize_t, which is nonsense enough. */
+    Py_ssize_t count = PyNumber_AsSsize_t(result, NULL);
+    Py_DECREF(result);
+    if (count == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (count < 0 || (size_t)count > left) {
+        return transfer_nonsense(self, left);
+    }
+    *moved = (size_t)count;
+    return count == 0 ? transfer_stopped(self) : 0;
+}
+
+/* read(): the bytes that it returns are copied. */
+static int
+transfer_step_read(struct transfer *self, char *addr, size_t left, size_t *moved)
+{
+    size_t asked = Py_MIN(left, READ_AT_MOST);
+    PyObject *result = PyObject_CallFunction(self->method, "n", (Py_ssize_t)asked);
+    if (result == NULL) {
+        return transfer_wrap(self);
+    }
+    Py_buffer view;
+    int failed;
+    if (Py_IsNone(result)) {
+        failed = transfer_would_block(self);
+    }
+    else if (!PyObject_CheckBuffer(result)) {
+        errors_wrong_type("what read() returns", "bytes or None", result);
+        failed = -1;
+    }
+    else {
+        failed = PyObject_GetBuffer(result, &view, PyBUF_SIMPLE);
+    }
+    if (failed == 0) {
+        *moved = (size_t)view.len;
+        if (*moved > asked) {
+            failed = transfer_nonsense(self, asked);
+        }
+        else if (*moved == 0) {
+            failed = transfer_stopped(self);
+        }
+        else {
+            memory_copy_in(addr, view.buf, *moved);
+        }
+        PyBuffer_Release(&view);
+    }
+    Py_DECREF(result);
+    return failed;
+}
+
+static int
+transfer_run(struct transfer *self)
+{
+    while (self->done < self->count) {
+        char *addr = self->memory->addr + self->mem_offset + self->done;
+        size_t left = self->count - self->done, moved = 0;
+        int failed = self->by == BY_FD ? transfer_step_fd(self, addr, left, &moved)
+                     : self->by == BY_READ
+                         ? transfer_step_read(self, addr, left, &moved)
+                         : transfer_step_view(self, addr, left, &moved);
+        if (failed) {
+            return -1;
+        }
+        self->done += moved;
+        /* Cut short, by a signal perhaps: its handler runs before the next call. */
+        if (self->done < self->count && PyErr_CheckSignals() < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* The method by which an object is asked; -1 with TypeError where it has none. */
+static int
+transfer_find_method(struct transfer *self, PyObject *stream)
+{
+    enum by candidates[] = {self->reading ? BY_READINTO : BY_WRITE, BY_READ};
+    int count = self->reading ? 2 : 1;
+    if (PyObject_TypeCheck(stream, (PyTypeObject *)self->state->text_io_base)) {
+        errors_wrong_type(self->reading ? "src" : "dst", "a file opened in binary mode",
+                          stream);
+        return -1;
+    }
+    for (int i = 0; i < count; i++) {
+        self->by = candidates[i];
+        self->method = PyObject_GetAttrString(stream, method_names[self->by]);
+        if (self->method != NULL) {
+            return 0;
+        }
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            return -1;
+        }
+        PyErr_Clear();
+    }
+    errors_wrong_type(self->reading ? "src" : "dst",
+                      self->reading ? "an fd or an object with readinto() or read()"
+                                    : "an fd or an object with write()",
+                      stream);
+    return -1;
+}
+
+static int
+transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
+{
+    const char *name = self->reading ? "src" : "dst";
+    PyObject *text_io_base = self->state->text_io_base;
+    self->position = OS_FILE_POSITION;
+    self->by = BY_FD;
+    if (position != NULL && !Py_IsNone(position)) {
+        uint64_t offset;
+        if (args_u64(position, self->reading ? "src_offset" : "dst_offset", &offset)
+            < 0) {
+            return -1;
+        }
+        if (offset > INT64_MAX) {
+            errors_invalid_offset(self->state, position);
+            return -1;
+        }
+        self->position = (int64_t)offset;
+    }
+    /* An unbuffered FileIO is as good as its fd. A subclass may do otherwise. */
+    if (PyLong_Check(stream) || Py_IS_TYPE(stream, (PyTypeObject *)self->state->file_io)
+        || (self->position != OS_FILE_POSITION
+            && !PyObject_TypeCheck(stream, (PyTypeObject *)text_io_base))) {
+        return args_fd(stream, name, &self->fd) < 0 ? transfer_wrap(self) : 0;
+    }
+    return transfer_find_method(self, stream);
+}
+
+/* All of the call but its parsing; the memory is entered and left here. */
+static PyObject *
+transfer_do(struct transfer *self)
+{
+    memory_object *memory = self->memory;
+    if (memory_enter(memory, LONG) < 0) {
+        return NULL;
+    }
+    bool done = false;
+    if (!range_fits(self->mem_offset, self->count, memory->size)) {
+        errors_invalid_range(self->state, self->mem_offset, self->count, memory->size);
+    }
+    else if (self->position != OS_FILE_POSITION
+             && self->count > (uint64_t)(INT64_MAX - self->position)) {
+        PyObject *position = PyLong_FromLongLong(self->position);
+        if (position != NULL) {
+            errors_invalid_offset(self->state, position);
+            Py_DECREF(position);
+        }
+    }
+    else {
+        done = transfer_run(self) == 0;
+    }
+    memory_leave(memory, LONG);
+    return done ? Py_NewRef(Py_None) : NULL;
+}
+
+static PyObject *
+transfer_method(PyObject *op, const struct args_spec *spec, PyObject *const *args,
+                Py_ssize_t nargs, PyObject *kwnames, bool reading)
+{
+    memory_object *memory = memory_of(op);
+    struct transfer self = {
+        .state = memory->state, .memory = memory, .reading = reading};
+    PyObject *given[4];
+    if (args_named(spec, args, nargs, kwnames, given) < 0
+        || args_u64(given[0], "mem_offset", &self.mem_offset) < 0
+        || args_u64(given[2], "count", &self.count) < 0) {
+        return NULL;
+    }
+    if (transfer_open(&self, given[1], given[3]) < 0) {
+        Py_XDECREF(self.method);
+        return NULL;
+    }
+    PyObject *result = transfer_do(&self);
+    Py_XDECREF(self.method);
+    return result;
+}
+
+const char transfer_read_to_memory_doc[] = PyDoc_STR(
+    "read_to_memory($self, mem_offset, src, count, src_offset=None)\n--\n\n"
+    "Read exactly count bytes from src into memory at mem_offset.\n"
+    "\n"
+    "src is a file descriptor, or a binary file: an object with readinto() or\n"
+    "read(). A descriptor is read with read(2) straight into memory; so is an\n"
+    "unbuffered io.FileIO. Any other object is asked, because a buffered file\n"
+    "holds bytes that its descriptor has given already. With src_offset, pread(2)\n"
+    "at that offset of the file; src is then a descriptor or has fileno(), and its\n"
+    "position stays.\n"
+    "\n"
+    "Reads on until count bytes are there, past interrupts (Python's signal\n"
+    "handlers run) and the 0x7ffff000 bytes of one system call. What the kernel or\n"
+    "an object copies may tear. The GIL is released; count 0 does no I/O.\n"
+    "\n"
+    "InvalidRangeError where the range passes the end: nothing is read then.\n"
+    "ReadFromSourceError where src fails or ends early (its cause is then\n"
+    "EOFError) or would block (BlockingIOError): transferred says how many bytes\n"
+    "had arrived, and they stay in memory. WriteToMemoryError where a page of the\n"
+    "memory is gone. What an object raises other than OSError passes untouched.");
+
+PyObject *
+transfer_read_to_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                        PyObject *kwnames)
+{
+    static const char *const names[] = {"mem_offset", "src", "count", "src_offset",
+                                        NULL};
+    static const struct args_spec spec = {"read_to_memory", names, 0, 3};
+    return transfer_method(op, &spec, args, nargs, kwnames, true);
+}
+
+const char transfer_write_from_memory_doc[] = PyDoc_STR(
+    "write_from_memory($self, mem_offset, dst, count, dst_offset=None)\n--\n\n"
+    "Write exactly count bytes of memory from mem_offset on to dst.\n"
+    "\n"
+    "dst is a file descriptor, or a binary file: an object with write(). A\n"
+    "descriptor is written with write(2) straight from memory; so is an unbuffered\n"
+    "io.FileIO. With dst_offset, pwrite(2) at that offset of the file; dst is then\n"
+    "a descriptor or has fileno(), and its position stays (what a buffered file has\n"
+    "not flushed yet comes later).\n"
+    "\n"
+    "Writes on until all is written, past interrupts (Python's signal handlers run)\n"
+    "and the 0x7ffff000 bytes of one system call. The GIL is released; count 0 does\n"
+    "no I/O.\n"
+    "\n"
+    "InvalidRangeError where the range passes the end: nothing is written then.\n"
+    "WriteToDestinationError where dst fails, takes 0 bytes, or would block (its\n"
+    "cause is then BlockingIOError): transferred says how many bytes it took.\n"
+    "ReadFromMemoryError where a page of the memory is gone. What an object raises\n"
+    "other than OSError passes untouched.");
+
+PyObject *
+transfer_write_from_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                           PyObject *kwnames)
+{
+    static const char *const names[] = {"mem_offset", "dst", "count", "dst_offset",
+                                        NULL};
+    static const struct args_spec spec = {"write_from_memory", names, 0, 3};
+    return transfer_method(op, &spec, args, nargs, kwnames, false);
+}
+
+int
+transfer_init(PyObject *module, module_state *state)
+{
+    (void)module;
+    PyObject *io = PyImport_ImportModule("_io");
+    if (io == NULL) {
+        return -1;
+    }
+    state->text_io_base = PyObject_GetAttrString(io, "_TextIOBase");
+    state->file_io =
+        state->text_io_base == NULL ? NULL : PyObject_GetAttrString(io, "FileIO");
+    Py_DECREF(io);
+    return state->file_io == NULL ? -1 : 0;
+}

@@ -1,0 +1,310 @@
+/* class VolatileMemory:
+ *     size: int
+ *     closed: bool
+ *     def __len__(self): return self.size
+ *     def __enter__(self): return self
+ *     def __exit__(self, *exc): close, or leave to the last borrower
+ *     def __buffer__(self, flags): ...        # counts as a borrower
+ *     ...the accessors of accessors.c
+ *
+ * The abstract base of MemoryMapping and VolatileSlice: lifetime, the buffer
+ * protocol, and what else both share. It has no instances of its own.
+ */
+#include "native.h"
+
+#include "access.h"
+#include "volatile_memory.h"
+
+#include <string.h>
+
+void
+lender_borrow(struct lender lender, enum borrow_kind kind)
+{
+    if (lender.pages != NULL) {
+        pages_borrow(lender.pages, kind);
+    }
+    else {
+        Py_INCREF(lender.buffer_owner);
+    }
+}
+
+void
+lender_give_back(struct lender *lender, enum borrow_kind kind)
+{
+    struct pages *pages = lender->pages;
+    lender->pages = NULL;
+    if (pages != NULL) {
+        pages_give_back(pages, kind);
+    }
+    Py_CLEAR(lender->buffer_owner);
+}
+
+void
+memory_start(memory_object *self, module_state *state, char *addr, size_t size,
+             hold *word, struct lender lender)
+{
+    self->state = state;
+    self->weakrefs = NULL;
+    self->addr = addr;
+    self->size = size;
+    self->hold = word;
+    self->lender = lender;
+}
+
+/* A mapping counts its calls and exports in the word of its pages, together with
+ * those who borrow from them. */
+static inline bool
+memory_is_mapping(const memory_object *self)
+{
+    return self->lender.pages != NULL && self->hold == &self->lender.pages->hold;
+}
+
+int
+memory_refuse(const memory_object *self)
+{
+    errors_closed(self->state, memory_is_mapping(self) ? "the mapping has been closed"
+                                                       : "the slice has been released");
+    return -1;
+}
+
+void
+memory_vacate(memory_object *self)
+{
+    if (memory_is_mapping(self)) {
+        pages_unmap_or_report(&self->lender.pages->mapping);
+    }
+    else {
+        lender_give_back(&self->lender, BORROW_SLICE);
+    }
+}
+
+/* "1 slice, 2 refs": appends what there is of one kind of holder. */
+static void
+memory_list_holder(char *text, size_t room, uint64_t count, const char *what)
+{
+    size_t used = strlen(text);
+    if (count != 0) {
+        PyOS_snprintf(text + used, room - used, "%s%llu %s%s", used ? ", " : "",
+                      (unsigned long long)count, what, count == 1 ? "" : "s");
+    }
+}
+
+static PyObject *
+memory_busy(memory_object *self, uint64_t seen)
+{
+    uint64_t borrowers = (seen & HOLD_ANYONE) / HOLD_BORROW;
+    uint64_t calls = seen % HOLD_BORROW, slices = 0, refs = 0;
+    if (memory_is_mapping(self)) {
+        /* Read apart from the word: without a GIL they may be a step ahead. */
+        slices = Py_MIN(hold_read(&self->lender.pages->slices), borrowers);
+        refs = Py_MIN(hold_read(&self->lender.pages->refs), borrowers - slices);
+    }
+    char text[160] = "";
+    memory_list_holder(text, sizeof(text), slices, "slice");
+    memory_list_holder(text, sizeof(text), refs, "ref");
+    memory_list_holder(text, sizeof(text), borrowers - slices - refs,
+                       "exported buffer");
+    memory_list_holder(text, sizeof(text), calls, "running call");
+    PyErr_Format(PyExc_BufferError, "cannot %s: it is held by %s",
+                 memory_is_mapping(self) ? "close the mapping" : "release the slice",
+                 text);
+    return NULL;
+}
+
+PyObject *
+memory_close(memory_object *self)
+{
+    uint64_t seen;
+    if (!hold_close(self->hold, &seen)) {
+        return seen & HOLD_CLOSED ? Py_NewRef(Py_None) : memory_busy(self, seen);
+    }
+    if (!memory_is_mapping(self)) {
+        lender_give_back(&self->lender, BORROW_SLICE);
+        Py_RETURN_NONE;
+    }
+    int err = pages_unmap(&self->lender.pages->mapping);
+    if (err != 0) {
+        return errors_system_call(self->state, err, "munmap");
+    }
+    Py_RETURN_NONE;
+}
+
+/* What Py_BEGIN_ALLOW_THREADS does, for copies that are worth it. */
+static inline PyThreadState *
+copy_begin(size_t count)
+{
+    return memory_stay_of_copy(count) == LONG ? PyEval_SaveThread() : NULL;
+}
+
+static inline void
+copy_end(PyThreadState *released)
+{
+    if (released != NULL) {
+        PyEval_RestoreThread(released);
+    }
+}
+
+void
+memory_copy_out(void *host, const char *guest, size_t count)
+{
+    PyThreadState *released = copy_begin(count);
+    access_read(host, guest, count);
+    copy_end(released);
+}
+
+void
+memory_copy_in(char *guest, const void *host, size_t count)
+{
+    PyThreadState *released = copy_begin(count);
+    access_write(guest, host, count);
+    copy_end(released);
+}
+
+void
+memory_copy_within(char *dst, const char *src, size_t count)
+{
+    PyThreadState *released = copy_begin(count);
+    access_copy(dst, src, count);
+    copy_end(released);
+}
+
+void
+memory_fill(char *guest, unsigned char byte, size_t count)
+{
+    PyThreadState *released = copy_begin(count);
+    access_fill(guest, byte, count);
+    copy_end(released);
+}
+
+PyObject *
+memory_bytes_at(const char *guest, size_t count)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    if (bytes != NULL) {
+        memory_copy_out(PyBytes_AsString(bytes), guest, count);
+    }
+    return bytes;
+}
+
+static PyObject *
+memory_get_size(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(memory_of(op)->size);
+}
+
+static PyObject *
+memory_get_closed(PyObject *op, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(hold_is_closed(memory_of(op)->hold));
+}
+
+static Py_ssize_t
+memory_length(PyObject *op)
+{
+    return (Py_ssize_t)memory_of(op)->size;
+}
+
+static PyObject *
+memory_repr(PyObject *op)
+{
+    memory_object *self = memory_of(op);
+    char size[32];
+    PyOS_snprintf(size, sizeof(size), "%#zx", self->size);
+    return PyUnicode_FromFormat(
+        "<guestmem.%s size=%s%s>",
+        memory_is_mapping(self) ? "MemoryMapping" : "VolatileSlice", size,
+        !hold_is_closed(self->hold) ? ""
+        : memory_is_mapping(self)   ? " closed"
+                                    : " released");
+}
+
+/* The exported buffer is a borrower until it is released. What is done through
+ * it is no volatile access, and no fault guard covers it. */
+static int
+memory_getbuffer(PyObject *op, Py_buffer *view, int flags)
+{
+    memory_object *self = memory_of(op);
+    view->obj = NULL;
+    if (memory_enter(self, SHORT) < 0) {
+        return -1;
+    }
+    int result =
+        PyBuffer_FillInfo(view, op, self->addr, (Py_ssize_t)self->size, 0, flags);
+    if (result == 0) {
+        hold_add(self->hold, HOLD_BORROW);
+    }
+    memory_leave(self, SHORT);
+    return result;
+}
+
+static void
+memory_releasebuffer(PyObject *op, Py_buffer *Py_UNUSED(view))
+{
+    memory_object *self = memory_of(op);
+    if (hold_leave(self->hold, HOLD_BORROW)) {
+        memory_vacate(self);
+    }
+}
+
+static PyGetSetDef memory_getset[] = {
+    {"size", memory_get_size, NULL,
+     PyDoc_STR("The size in bytes, as it was asked for: not rounded to pages."), NULL},
+    {"closed", memory_get_closed, NULL,
+     PyDoc_STR("Whether it has been closed or released: every access is then a\n"
+               "ClosedError."),
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef memory_members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(memory_object, weakrefs), READONLY,
+     NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyDoc_STRVAR(
+    memory_doc,
+    "Memory that a guest, another process or a device may change at any moment.\n"
+    "\n"
+    "The base type of MemoryMapping, which owns its pages, and VolatileSlice, which\n"
+    "borrows a range of another; it has no instances of its own. Offsets and counts\n"
+    "are in bytes, from 0 to 2**64 - 1; any other int is an OverflowError.\n"
+    "\n"
+    "A scalar at an address that is a multiple of its size is accessed by exactly\n"
+    "one instruction. A copy of any length never tears an aligned field of 1, 2, 4\n"
+    "or 8 bytes of this memory, and accesses each byte once. No access orders\n"
+    "others between processors beyond what the architecture does.\n"
+    "\n"
+    "It exports its bytes by the buffer protocol: memoryview(m), numpy.frombuffer(m),\n"
+    "os.preadv(fd, [m], 0). What others do through such a buffer has none of these\n"
+    "guarantees, and where a page cannot be brought in (a truncated file) it ends\n"
+    "the process with SIGBUS.");
+
+static PyType_Slot memory_slots[] = {
+    {Py_tp_doc, SLOT(memory_doc)},
+    {Py_tp_repr, SLOT(memory_repr)},
+    {Py_tp_methods, memory_methods},
+    {Py_tp_getset, memory_getset},
+    {Py_tp_members, memory_members},
+    {Py_mp_length, SLOT(memory_length)},
+    {Py_bf_getbuffer, SLOT(memory_getbuffer)},
+    {Py_bf_releasebuffer, SLOT(memory_releasebuffer)},
+    {0, NULL},
+};
+
+/* BASETYPE for our own two subtypes. A Python class can derive from it as well,
+ * but has no way to make an instance. */
+static PyType_Spec memory_spec = {
+    .name = "guestmem.VolatileMemory",
+    .basicsize = sizeof(memory_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_IMMUTABLETYPE
+             | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = memory_slots,
+};
+
+int
+volatile_memory_init(PyObject *module, module_state *state)
+{
+    state->memory_type = native_add_type(module, &memory_spec, NULL, true);
+    return state->memory_type == NULL ? -1 : 0;
+}

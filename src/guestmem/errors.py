@@ -1,0 +1,196 @@
+"""The errors of guestmem.
+
+Each is both a :class:`GuestMemoryError` and the built-in exception that Python code
+expects in its place, carries its fields as attributes, and pickles. The texts are
+written here and nowhere else; no text ever shows a host address.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AddressOverflowError",
+    "ClosedError",
+    "CoreDumpWarning",
+    "GuestMemoryError",
+    "InvalidAddressError",
+    "InvalidOffsetError",
+    "InvalidRangeError",
+    "MmapError",
+    "OutOfBoundsError",
+    "ReadFromMemoryError",
+    "ReadFromSourceError",
+    "SystemCallFailedError",
+    "VolatileMemoryError",
+    "WriteToDestinationError",
+    "WriteToMemoryError",
+]
+
+
+class GuestMemoryError(Exception):
+    """Base of every error that guestmem defines."""
+
+
+class MmapError(GuestMemoryError):
+    """Base of the errors of a mapping: making it, its ranges, its I/O."""
+
+
+class VolatileMemoryError(GuestMemoryError):
+    """Base of the errors of get_slice(), get_ref() and VolatileSlice.offset()."""
+
+
+class _RangeError(MmapError, IndexError):
+    def __init__(self, offset: int, count: int, size: int) -> None:
+        super().__init__(offset, count, size)
+        self.offset = offset
+        self.count = count
+        self.size = size
+
+    def _asked(self) -> str:
+        return f"offset {self.offset:#x} + count {self.count:#x}"
+
+
+class InvalidAddressError(_RangeError):
+    """Requested memory is out of range: offset and count do not fit in size (bytes)."""
+
+    def __str__(self) -> str:
+        return f"{self._asked()} is not within memory of size {self.size:#x}"
+
+
+class InvalidRangeError(_RangeError):
+    """The range of an I/O or of remove_range() passes the end, or cannot be removed.
+
+    It cannot be removed where ``__cause__`` is a SystemCallFailedError.
+    """
+
+    def __str__(self) -> str:
+        if self.__cause__ is not None:
+            return f"{self._asked()} cannot be removed: {self.__cause__}"
+        return f"{self._asked()} passes the end of memory of size {self.size:#x}"
+
+
+class InvalidOffsetError(MmapError, ValueError):
+    """The offset in a file does not fit off_t: it must be from 0 to 2**63 - 1."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__(offset)
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return f"file offset {self.offset:#x} is not from 0 to 0x7fffffffffffffff (off_t)"
+
+
+class _OSError(MmapError, OSError):
+    """An OSError with one field more, which it keeps when it is pickled."""
+
+    _field: str
+
+    def __init__(self, errno: int | None, strerror: str, field: object) -> None:
+        super().__init__(errno, strerror)
+        setattr(self, self._field, field)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        fields = (self.errno, self.strerror, getattr(self, self._field))
+        return type(self), fields, self.__dict__
+
+
+class SystemCallFailedError(_OSError):
+    """A system call failed: errno, strerror, and syscall, its name."""
+
+    _field = "syscall"
+    syscall: str
+
+    def __init__(self, errno: int, strerror: str, syscall: str) -> None:
+        super().__init__(errno, strerror, syscall)
+
+    def __str__(self) -> str:
+        return f"[Errno {self.errno}] {self.syscall}: {self.strerror}"
+
+
+class _TransferError(_OSError):
+    _field = "transferred"
+    transferred: int
+
+    def __init__(self, errno: int | None, strerror: str, transferred: int) -> None:
+        super().__init__(errno, strerror, transferred)
+
+
+class ReadFromSourceError(_TransferError):
+    """read_to_memory(): the source failed, ended early or would block.
+
+    transferred is the count of bytes that arrived before; they are in memory. errno is
+    None where no system call failed.
+    """
+
+    def __str__(self) -> str:
+        return f"the source failed after {self.transferred} bytes: {self.strerror}"
+
+
+class WriteToDestinationError(_TransferError):
+    """write_from_memory(): the destination failed, took nothing or would block.
+
+    transferred is the count of bytes that it took before. errno is None where no system
+    call failed.
+    """
+
+    def __str__(self) -> str:
+        return f"the destination failed after {self.transferred} bytes: {self.strerror}"
+
+
+class _FaultError(_OSError):
+    _field = "offset"
+    offset: int
+
+    def __init__(self, errno: int, strerror: str, offset: int) -> None:
+        super().__init__(errno, strerror, offset)
+
+
+class ReadFromMemoryError(_FaultError):
+    """The memory itself faulted while it was read: a page of it is gone.
+
+    offset is the first byte that faulted.
+    """
+
+    def __str__(self) -> str:
+        return f"memory faulted while it was read at offset {self.offset:#x}: {self.strerror}"
+
+
+class WriteToMemoryError(_FaultError):
+    """The memory itself faulted while it was written: a page of it is gone.
+
+    offset is the first byte that faulted.
+    """
+
+    def __str__(self) -> str:
+        return f"memory faulted while it was written at offset {self.offset:#x}: {self.strerror}"
+
+
+class ClosedError(MmapError, ValueError):
+    """The mapping has been closed, or the slice released."""
+
+
+class OutOfBoundsError(VolatileMemoryError, IndexError):
+    """addr, the end of the range that was asked for, passes the size (bytes)."""
+
+    def __init__(self, addr: int, size: int) -> None:
+        super().__init__(addr, size)
+        self.addr = addr
+        self.size = size
+
+    def __str__(self) -> str:
+        return f"a range that ends at {self.addr:#x} is not within memory of size {self.size:#x}"
+
+
+class AddressOverflowError(VolatileMemoryError, OverflowError):
+    """base + offset passes 2**64 - 1."""
+
+    def __init__(self, base: int, offset: int) -> None:
+        super().__init__(base, offset)
+        self.base = base
+        self.offset = offset
+
+    def __str__(self) -> str:
+        return f"{self.base:#x} + {self.offset:#x} passes 0xffffffffffffffff"
+
+
+class CoreDumpWarning(RuntimeWarning):
+    """madvise(MADV_DONTDUMP) failed: the mapping works, but core dumps will hold it."""
