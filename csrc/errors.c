@@ -63,9 +63,11 @@ errors_invalid_offset(module_state *state, PyObject *offset)
 PyObject *
 errors_wrong_type(const char *what, const char *expected, PyObject *given)
 {
-    PyObject *name = PyType_GetName(Py_TYPE(given));
+    bool is_class = PyType_Check(given);
+    PyObject *name = PyType_GetName(is_class ? (PyTypeObject *)given : Py_TYPE(given));
     if (name != NULL) {
-        PyErr_Format(PyExc_TypeError, "%s must be %s, not '%U'", what, expected, name);
+        PyErr_Format(PyExc_TypeError, "%s must be %s, not %s'%U'", what, expected,
+                     is_class ? "the class " : "", name);
         Py_DECREF(name);
     }
     return NULL;

@@ -82,7 +82,18 @@ ref_dealloc(PyObject *op)
 static PyObject *
 ref_repr(PyObject *op)
 {
-    return PyUnicode_FromFormat("<guestmem.VolatileRef type=%R>", ref_of(op)->type);
+    /* Not the repr of a foreign type: that of a Struct shows an address. */
+    PyObject *type = ref_of(op)->type;
+    if (ref_of(op)->scalar != NULL) {
+        return PyUnicode_FromFormat("<guestmem.VolatileRef type=%R>", type);
+    }
+    PyObject *name =
+        PyType_GetName(PyType_Check(type) ? (PyTypeObject *)type : Py_TYPE(type));
+    PyObject *result =
+        name == NULL ? NULL
+                     : PyUnicode_FromFormat("<guestmem.VolatileRef type=%U>", name);
+    Py_XDECREF(name);
+    return result;
 }
 
 /* Looks the type up again: a Struct may have been initialised again, a ctypes
