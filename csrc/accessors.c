@@ -153,6 +153,32 @@ accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return accessor_borrow(self, offset, type.size, args[1]);
 }
 
+/* read_obj of a type that is not ours. The range is checked before anything of
+ * that size is made (a size never changes), and the memory entered after it. */
+static PyObject *
+accessor_read_object(memory_object *self, uint64_t offset, PyObject *kind)
+{
+    struct object_type type;
+    char *bytes;
+    if (object_type_find(self->state, kind, &type) < 0
+        || memory_enter(self, SHORT) < 0) {
+        return NULL;
+    }
+    if (!range_fits(offset, type.size, self->size)) {
+        return accessor_out_of_range(self, SHORT, offset, type.size);
+    }
+    memory_leave(self, SHORT);
+    PyObject *holder = object_type_begin_load(self->state, &type, &bytes);
+    enum stay stay = memory_stay_of_copy(type.size);
+    if (holder == NULL || memory_enter(self, stay) < 0) {
+        Py_XDECREF(holder);
+        return NULL;
+    }
+    memory_copy_out(bytes, self->addr + offset, type.size);
+    memory_leave(self, stay);
+    return object_type_end_load(self->state, &type, holder);
+}
+
 PyDoc_STRVAR(
     accessor_read_obj_doc,
     "read_obj($self, offset, type, /)\n--\n\n"
@@ -187,17 +213,7 @@ accessor_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         memory_leave(self, SHORT);
         return scalar_to_object(scalar, bits);
     }
-    struct object_type type;
-    if (object_type_find(self->state, args[1], &type) < 0) {
-        return NULL;
-    }
-    PyObject *bytes = accessor_read_bytes(self, offset, type.size);
-    if (bytes == NULL) {
-        return NULL;
-    }
-    PyObject *result = object_type_load(self->state, &type, bytes);
-    Py_DECREF(bytes);
-    return result;
+    return accessor_read_object(self, offset, args[1]);
 }
 
 static PyObject *

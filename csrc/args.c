@@ -193,12 +193,13 @@ args_buffer(PyObject *obj, Py_buffer *view, bool writable)
 {
     const char *wanted =
         writable ? "a writable contiguous buffer" : "a contiguous buffer";
-    if (!PyObject_CheckBuffer(obj)) {
-        errors_wrong_type("buf", wanted, obj);
-        return -1;
-    }
     if (PyObject_GetBuffer(obj, view, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) == 0) {
         return 0;
+    }
+    if (!PyObject_CheckBuffer(obj)) {
+        PyErr_Clear();
+        errors_wrong_type("buf", wanted, obj);
+        return -1;
     }
     /* CPython's own types say BufferError, NumPy says ValueError. Ours says what
      * was wanted, and theirs stays as its cause. A subclass of ValueError, such

@@ -26,6 +26,10 @@ foreign_type(PyObject *module, const char *name)
 PyObject *
 foreign_describe(PyObject *descriptor, PyObject *obj)
 {
-    return PyObject_CallMethod(descriptor, "__get__", "OO", obj,
-                               (PyObject *)Py_TYPE(obj));
+    descrgetfunc get = SLOT_OF(Py_TYPE(descriptor), Py_tp_descr_get, descrgetfunc);
+    if (get == NULL) {
+        errors_wrong_type("what a foreign type has", "a descriptor", descriptor);
+        return NULL;
+    }
+    return get(descriptor, obj, (PyObject *)Py_TYPE(obj));
 }

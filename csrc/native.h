@@ -47,6 +47,7 @@ typedef struct {
     /* What ctypes and struct offer, once somebody uses them: object_type.c. */
     struct foreign_ctypes *_Atomic ctypes;
     struct foreign_struct *_Atomic structs;
+    PyObject *_Atomic scratch; /* bytes that Struct.unpack reads from */
 } module_state;
 
 /* Each adds what its file defines to the module: 0, or -1 with an exception. */
@@ -70,6 +71,10 @@ PyTypeObject *native_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject 
 
 /* A slot's value: ISO C has no conversion from a function pointer to void *. */
 #define SLOT(value) ((void *)(uintptr_t)(value))
+
+/* And a type's slot, as the function that it is. */
+#define SLOT_OF(type, slot, function_type) \
+    ((function_type)(uintptr_t)PyType_GetSlot(type, slot))
 
 #include "errors.h"
 

@@ -6,6 +6,9 @@
 #include "object_type.h"
 #include "plain_class.h"
 
+/* Larger ones are not kept between calls. */
+#define SCRATCH_MOST 4096
+
 struct foreign_struct {
     PyObject *type;
     PyObject *size;
@@ -73,7 +76,7 @@ find_struct(const struct foreign_struct *structs, PyObject *self,
         }
         return -1;
     }
-    *out = (struct object_type){self, (size_t)size, NULL};
+    *out = (struct object_type){self, (size_t)size, NULL, NULL};
     return 0;
 }
 
@@ -105,15 +108,70 @@ object_type_of_value(module_state *state, PyObject *value, struct object_type *o
     return found > 0 ? 0 : -1;
 }
 
-PyObject *
-object_type_load(module_state *state, const struct object_type *self, PyObject *bytes)
+/* A new instance, made without its class's __new__ and __init__. */
+static PyObject *
+begin_load_ctypes(const struct object_type *self, char **bytes)
 {
-    if (self->from_buffer_copy != NULL) {
-        return PyObject_CallFunctionObjArgs(self->from_buffer_copy, self->type, bytes,
-                                            NULL);
+    Py_buffer view;
+    PyObject *no_args = PyTuple_New(0);
+    PyObject *holder =
+        no_args == NULL ? NULL : self->make((PyTypeObject *)self->type, no_args, NULL);
+    Py_XDECREF(no_args);
+    if (holder == NULL || self->get_buffer(holder, &view, PyBUF_WRITABLE) < 0) {
+        Py_XDECREF(holder);
+        return NULL;
     }
-    return PyObject_CallFunctionObjArgs(foreign_struct_get(state)->unpack, self->type,
-                                        bytes, NULL);
+    *bytes = view.buf;
+    bool fits = view.len >= (Py_ssize_t)self->size;
+    Py_DECREF(view.obj); /* ctypes counts no exports: the holder keeps its bytes */
+    if (!fits) {
+        PyErr_Format(PyExc_TypeError, "%R has changed its size", self->type);
+        Py_CLEAR(holder);
+    }
+    return holder;
+}
+
+/* Struct.unpack wants bytes of exactly its size, and keeps none of them: the ones of
+ * the last call serve again. */
+static PyObject *
+begin_load_struct(module_state *state, const struct object_type *self, char **bytes)
+{
+    PyObject *holder = atomic_exchange(&state->scratch, NULL);
+    if (holder == NULL || PyBytes_Size(holder) != (Py_ssize_t)self->size) {
+        Py_XDECREF(holder);
+        holder = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)self->size);
+    }
+    *bytes = holder == NULL ? NULL : PyBytes_AsString(holder);
+    return holder;
+}
+
+static PyObject *
+end_load_struct(module_state *state, const struct object_type *self, PyObject *holder)
+{
+    PyObject *result = PyObject_CallFunctionObjArgs(foreign_struct_get(state)->unpack,
+                                                    self->type, holder, NULL);
+#ifndef Py_GIL_DISABLED /* where a count of 1 says that nobody else has it */
+    if (self->size != 0 && self->size <= SCRATCH_MOST && Py_REFCNT(holder) == 1) {
+        holder = atomic_exchange(&state->scratch, holder);
+    }
+#endif
+    Py_XDECREF(holder);
+    return result;
+}
+
+PyObject *
+object_type_begin_load(module_state *state, const struct object_type *self,
+                       char **bytes)
+{
+    return self->make != NULL ? begin_load_ctypes(self, bytes)
+                              : begin_load_struct(state, self, bytes);
+}
+
+PyObject *
+object_type_end_load(module_state *state, const struct object_type *self,
+                     PyObject *holder)
+{
+    return self->make != NULL ? holder : end_load_struct(state, self, holder);
 }
 
 /* The first `size` bytes of a ctypes instance, whatever its buffer was resized to.
@@ -170,7 +228,7 @@ store_struct(PyObject *pack, const struct object_type *self, PyObject *value)
 PyObject *
 object_type_store(module_state *state, const struct object_type *self, PyObject *value)
 {
-    if (self->from_buffer_copy != NULL) {
+    if (self->make != NULL) {
         return store_ctypes(self, value);
     }
     return store_struct(foreign_struct_get(state)->pack, self, value);
@@ -201,4 +259,5 @@ object_type_clear(module_state *state)
     if (structs != NULL) {
         foreign_struct_free(structs);
     }
+    Py_XDECREF(atomic_exchange(&state->scratch, NULL));
 }

@@ -6,12 +6,16 @@
 
 #include "native.h"
 
+/* getbufferproc, which the limited API of 3.11 does not name. */
+typedef int (*get_buffer_function)(PyObject *, Py_buffer *, int);
+
 struct object_type {
     PyObject *type; /* borrowed from the caller */
     size_t size;    /* bytes, at the time it was looked up */
-    /* The ctypes metaclass's from_buffer_copy, borrowed from the state; NULL for a
-     * struct.Struct. */
-    PyObject *from_buffer_copy;
+    /* How ctypes itself makes an instance and exports its bytes, whatever the class
+     * overrides; NULL for a struct.Struct. */
+    newfunc make;
+    get_buffer_function get_buffer;
 };
 
 /* Looks type up; may run Python code. TypeError where it is neither. */
@@ -20,10 +24,16 @@ int object_type_find(module_state *state, PyObject *type, struct object_type *ou
 /* The same for a value whose type was left out: a ctypes instance, or TypeError. */
 int object_type_of_value(module_state *state, PyObject *value, struct object_type *out);
 
-/* A new object out of bytes (of out->size), and bytes out of an object. Both may
- * run Python code. */
-PyObject *object_type_load(module_state *state, const struct object_type *self,
-                           PyObject *bytes);
+/* Reading is in two steps, so that memory is copied once, to where it stays. The
+ * first makes what will hold the copy, a new reference, and says where its size
+ * bytes are; the second turns that (stolen) into the object. Both may run Python
+ * code: the memory is entered in between. */
+PyObject *object_type_begin_load(module_state *state, const struct object_type *self,
+                                 char **bytes);
+PyObject *object_type_end_load(module_state *state, const struct object_type *self,
+                               PyObject *holder);
+
+/* What write_obj writes, as bytes. May run Python code. */
 PyObject *object_type_store(module_state *state, const struct object_type *self,
                             PyObject *value);
 

@@ -8,36 +8,45 @@
 
 enum { FAMILY_STRUCTURE, FAMILY_UNION, FAMILY_ARRAY, FAMILY_SIMPLE, FAMILIES };
 
+/* How many classes are remembered. */
+#define KNOWN 64
+
+struct known {
+    PyObject *weak; /* reference to the class; NULL where the place is free */
+    struct object_type type;
+};
+
 struct foreign_ctypes {
     /* The four families of plain data. Every other ctypes class (pointers,
      * functions) is refused. */
     PyObject *base[FAMILIES];
-    PyObject *from_buffer_copy[FAMILIES];
+    newfunc make[FAMILIES];
+    get_buffer_function get_buffer[FAMILIES];
     PyObject *size_of;
     /* type.__dict__ and type.__mro__ as they are: a metaclass cannot hide what
      * its classes hold. */
     PyObject *dict_of_type;
     PyObject *mro_of_type;
-    /* id of a class -> (weak reference to it, size), for classes that were found
-     * to be plain and can no longer change. */
-    PyObject *plain;
+    /* Classes that were found to be plain and can no longer change, each in the
+     * place that its address gives it. */
+    struct known known[KNOWN];
+#ifdef Py_GIL_DISABLED
+    PyMutex lock; /* of known */
+#endif
 };
-
-/* When so many classes are known the table starts anew: a program that makes
- * classes without end must not fill the memory. */
-#define PLAIN_MOST 1024
 
 void
 plain_class_free(struct foreign_ctypes *self)
 {
     for (int i = 0; i < FAMILIES; i++) {
         Py_XDECREF(self->base[i]);
-        Py_XDECREF(self->from_buffer_copy[i]);
     }
     Py_XDECREF(self->size_of);
     Py_XDECREF(self->dict_of_type);
     Py_XDECREF(self->mro_of_type);
-    Py_XDECREF(self->plain);
+    for (int i = 0; i < KNOWN; i++) {
+        Py_XDECREF(self->known[i].weak);
+    }
     PyMem_Free(self);
 }
 
@@ -62,17 +71,20 @@ plain_class_load(PyObject *module)
         return NULL;
     }
     for (int i = 0; i < FAMILIES; i++) {
-        if ((self->base[i] = foreign_type(module, names[i])) == NULL
-            || (self->from_buffer_copy[i] = PyObject_GetAttrString(
-                    (PyObject *)Py_TYPE(self->base[i]), "from_buffer_copy"))
-                   == NULL) {
+        if ((self->base[i] = foreign_type(module, names[i])) == NULL) {
+            goto fail;
+        }
+        PyTypeObject *base = (PyTypeObject *)self->base[i];
+        self->make[i] = SLOT_OF(base, Py_tp_new, newfunc);
+        self->get_buffer[i] = SLOT_OF(base, Py_bf_getbuffer, get_buffer_function);
+        if (self->make[i] == NULL || self->get_buffer[i] == NULL) {
+            PyErr_Format(PyExc_ImportError, "%R makes no data", self->base[i]);
             goto fail;
         }
     }
     if ((self->size_of = PyObject_GetAttrString(module, "sizeof")) == NULL
         || (self->dict_of_type = type_descriptor("__dict__")) == NULL
-        || (self->mro_of_type = type_descriptor("__mro__")) == NULL
-        || (self->plain = PyDict_New()) == NULL) {
+        || (self->mro_of_type = type_descriptor("__mro__")) == NULL) {
         goto fail;
     }
     return self;
@@ -274,82 +286,93 @@ check_plain(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final)
     return result;
 }
 
-/* The size of a class that was found to be plain before, or -1. Never raises. */
-static Py_ssize_t
-plain_recall(const struct foreign_ctypes *ctypes, PyObject *key, PyObject *weak)
+static inline struct known *
+known_lock(struct foreign_ctypes *ctypes, PyObject *cls)
 {
-    PyObject *known = PyDict_GetItemWithError(ctypes->plain, key);
-    /* The id of a class that is gone may come again, but never with the weak
-     * reference that the table kept. */
-    if (known == NULL || PyTuple_GetItem(known, 0) != weak) {
-        return -1;
-    }
-    return PyLong_AsSsize_t(PyTuple_GetItem(known, 1));
+#ifdef Py_GIL_DISABLED
+    PyMutex_Lock(&ctypes->lock);
+#endif
+    return &ctypes->known[((uintptr_t)cls >> 6) % KNOWN];
 }
 
+static inline void
+known_unlock(struct foreign_ctypes *ctypes)
+{
+#ifdef Py_GIL_DISABLED
+    PyMutex_Unlock(&ctypes->lock);
+#else
+    (void)ctypes;
+#endif
+}
+
+/* Whether the class is known. The address of a class that is gone may come again,
+ * but never with the weak reference that the table kept: a class has one that is
+ * shared by all who ask. */
+static bool
+known_recall(struct foreign_ctypes *ctypes, PyObject *cls, PyObject *weak,
+             struct object_type *out)
+{
+    const struct known *known = known_lock(ctypes, cls);
+    bool found = known->weak == weak;
+    if (found) {
+        *out = known->type;
+    }
+    known_unlock(ctypes);
+    return found;
+}
+
+static void
+known_add(struct foreign_ctypes *ctypes, PyObject *cls, PyObject *weak,
+          const struct object_type *type)
+{
+    struct known *known = known_lock(ctypes, cls);
+    PyObject *old = known->weak;
+    *known = (struct known){Py_NewRef(weak), *type};
+    known_unlock(ctypes);
+    Py_XDECREF(old);
+}
+
+/* 1, 0 or -1, as plain_class_find, for a class that is not known. */
 static int
-plain_remember(const struct foreign_ctypes *ctypes, PyObject *key, PyObject *weak,
-               Py_ssize_t size)
+plain_examine(const struct foreign_ctypes *ctypes, PyObject *cls,
+              struct object_type *out, bool *final)
 {
-    if (PyDict_Size(ctypes->plain) >= PLAIN_MOST) {
-        PyDict_Clear(ctypes->plain);
+    int family = class_family(ctypes, cls);
+    if (family == FAMILIES) {
+        return 0;
     }
-    PyObject *known = Py_BuildValue("(On)", weak, size);
-    int result = known == NULL ? -1 : PyDict_SetItem(ctypes->plain, key, known);
-    Py_XDECREF(known);
-    return result;
-}
-
-static Py_ssize_t
-plain_examine(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final)
-{
     if (check_plain(ctypes, cls, final) < 0) {
         return -1;
     }
     PyObject *number = PyObject_CallFunctionObjArgs(ctypes->size_of, cls, NULL);
     Py_ssize_t size = number == NULL ? -1 : PyLong_AsSsize_t(number);
     Py_XDECREF(number);
-    return size;
+    *out = (struct object_type){cls, (size_t)size, ctypes->make[family],
+                                ctypes->get_buffer[family]};
+    return size < 0 ? -1 : 1;
 }
-
-static Py_ssize_t
-plain_size(const struct foreign_ctypes *ctypes, PyObject *cls)
-{
-    PyObject *key = PyLong_FromVoidPtr(cls), *weak = PyWeakref_NewRef(cls, NULL);
-    Py_ssize_t size = -1;
-    if (key != NULL && weak != NULL) {
-        size = plain_recall(ctypes, key, weak);
-        if (size < 0) {
-            bool final = true;
-            size = plain_examine(ctypes, cls, &final);
-            if (size >= 0 && final && plain_remember(ctypes, key, weak, size) < 0) {
-                size = -1;
-            }
-        }
-    }
-    Py_XDECREF(key);
-    Py_XDECREF(weak);
-    return size;
-}
-
 
 int
 plain_class_find(module_state *state, PyObject *cls, struct object_type *out)
 {
-    const struct foreign_ctypes *ctypes = plain_class_state(state);
+    struct foreign_ctypes *ctypes = plain_class_state(state);
     if (ctypes == NULL) {
         return PyErr_Occurred() ? -1 : 0;
     }
-    int family = class_family(ctypes, cls);
-    if (family == FAMILIES) {
-        return 0;
-    }
-    Py_ssize_t size = plain_size(ctypes, cls);
-    if (size < 0) {
+    PyObject *weak = PyWeakref_NewRef(cls, NULL);
+    if (weak == NULL) {
         return -1;
     }
-    *out = (struct object_type){cls, (size_t)size, ctypes->from_buffer_copy[family]};
-    return 1;
+    int found = 1;
+    if (!known_recall(ctypes, cls, weak, out)) {
+        bool final = true;
+        found = plain_examine(ctypes, cls, out, &final);
+        if (found == 1 && final) {
+            known_add(ctypes, cls, weak, out);
+        }
+    }
+    Py_DECREF(weak);
+    return found;
 }
 
 int
@@ -357,11 +380,12 @@ plain_class_traverse(struct foreign_ctypes *self, visitproc visit, void *arg)
 {
     for (int i = 0; i < FAMILIES; i++) {
         Py_VISIT(self->base[i]);
-        Py_VISIT(self->from_buffer_copy[i]);
     }
     Py_VISIT(self->size_of);
     Py_VISIT(self->dict_of_type);
     Py_VISIT(self->mro_of_type);
-    Py_VISIT(self->plain);
+    for (int i = 0; i < KNOWN; i++) {
+        Py_VISIT(self->known[i].weak);
+    }
     return 0;
 }

@@ -26,6 +26,7 @@ typedef struct {
     PyObject *type;
     const scalar_object *scalar; /* type, where that is a Scalar; else NULL */
     struct lender lender;
+    bool tracked; /* by the garbage collector */
 } ref_object;
 
 static inline ref_object *
@@ -51,7 +52,8 @@ ref_new(module_state *state, char *addr, size_t size, PyObject *type,
     self->scalar = scalar_check(state, type) ? (scalar_object *)type : NULL;
     self->lender = lender;
     /* A Scalar and our own pages lead to no cycle. */
-    if (self->scalar == NULL || lender.buffer_owner != NULL) {
+    self->tracked = self->scalar == NULL || lender.buffer_owner != NULL;
+    if (self->tracked) {
         PyObject_GC_Track((PyObject *)self);
     }
     return (PyObject *)self;
@@ -72,7 +74,9 @@ ref_dealloc(PyObject *op)
 {
     ref_object *self = ref_of(op);
     PyTypeObject *type = Py_TYPE(op);
-    PyObject_GC_UnTrack(op);
+    if (self->tracked) {
+        PyObject_GC_UnTrack(op);
+    }
     lender_give_back(&self->lender, BORROW_REF);
     Py_DECREF(self->type);
     PyObject_GC_Del(op);
@@ -136,13 +140,13 @@ ref_load(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
     if (ref_find_type(self, &type) < 0) {
         return NULL;
     }
-    PyObject *bytes = memory_bytes_at(self->addr, self->size);
-    if (bytes == NULL) {
+    char *bytes;
+    PyObject *holder = object_type_begin_load(self->state, &type, &bytes);
+    if (holder == NULL) {
         return NULL;
     }
-    PyObject *result = object_type_load(self->state, &type, bytes);
-    Py_DECREF(bytes);
-    return result;
+    memory_copy_out(bytes, self->addr, self->size);
+    return object_type_end_load(self->state, &type, holder);
 }
 
 PyDoc_STRVAR(ref_store_doc,

@@ -77,7 +77,7 @@ scalar_float_to_object(uint64_t bits, size_t width)
 }
 
 PyObject *
-scalar_to_object(const scalar_object *self, uint64_t bits)
+scalar_to_object_slow(const scalar_object *self, uint64_t bits)
 {
     if (self->swapped) {
         bits = scalar_swap(bits, self->width);
@@ -172,7 +172,7 @@ scalar_int_from_object(const scalar_object *self, PyObject *value, uint64_t *bit
 }
 
 int
-scalar_from_object(const scalar_object *self, PyObject *value, uint64_t *bits)
+scalar_from_object_slow(const scalar_object *self, PyObject *value, uint64_t *bits)
 {
     int result;
     if (self->kind == SCALAR_FLOAT) {
@@ -196,6 +196,17 @@ scalar_from_object(const scalar_object *self, PyObject *value, uint64_t *bits)
         *bits = scalar_swap(*bits, self->width);
     }
     return result;
+}
+
+static uint64_t
+scalar_own_bits(const scalar_object *self)
+{
+    if (self->kind == SCALAR_FLOAT || self->swapped) {
+        return 0;
+    }
+    /* Of u64 the half that a long long holds. */
+    size_t bits = 8 * self->width;
+    return UINT64_C(1) << (self->kind == SCALAR_SIGNED || bits == 64 ? bits - 1 : bits);
 }
 
 static void
@@ -288,6 +299,7 @@ scalar_init(PyObject *module, module_state *state)
         scalar->width = scalar_constants[i].width;
         scalar->kind = scalar_constants[i].kind;
         scalar->swapped = scalar_constants[i].swapped;
+        scalar->own_bits = scalar_own_bits(scalar);
         int added = PyModule_AddObjectRef(module, scalar->name, (PyObject *)scalar);
         Py_DECREF(scalar);
         if (added < 0) {

@@ -18,7 +18,8 @@
 
 typedef struct {
     memory_object base;
-    hold hold; /* its calls and exported buffers */
+    hold hold;    /* its calls and exported buffers */
+    bool tracked; /* by the garbage collector */
 } slice_object;
 
 PyObject *
@@ -36,7 +37,8 @@ slice_new(module_state *state, char *addr, size_t size, struct lender lender)
     memory_start(&self->base, state, addr, size, &self->hold, lender);
     /* Only a buffer owner can lead to a cycle. Not to be tracked saves a sixth of
      * a slice's creation. */
-    if (lender.buffer_owner != NULL) {
+    self->tracked = lender.buffer_owner != NULL;
+    if (self->tracked) {
         PyObject_GC_Track((PyObject *)self);
     }
     return (PyObject *)self;
@@ -55,7 +57,9 @@ slice_dealloc(PyObject *op)
 {
     memory_object *self = memory_of(op);
     PyTypeObject *type = Py_TYPE(op);
-    PyObject_GC_UnTrack(op);
+    if (((slice_object *)op)->tracked) {
+        PyObject_GC_UnTrack(op);
+    }
     if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs(op);
     }
