@@ -47,7 +47,9 @@ typedef struct {
     /* What ctypes and struct offer, once somebody uses them: object_type.c. */
     struct foreign_ctypes *_Atomic ctypes;
     struct foreign_struct *_Atomic structs;
-    PyObject *_Atomic scratch; /* bytes that Struct.unpack reads from */
+#ifndef Py_GIL_DISABLED
+    PyObject *scratch; /* bytes that Struct.unpack reads from, between two calls */
+#endif
 } module_state;
 
 /* Each adds what its file defines to the module: 0, or -1 with an exception. */

@@ -14,7 +14,26 @@ struct foreign_struct {
     PyObject *size;
     PyObject *unpack;
     PyObject *pack;
+    /* What unpack calls in the end, where it takes one argument (METH_O); a call
+     * through the descriptor costs as much again. NULL where it is otherwise. */
+    PyCFunction unpack_function;
 };
+
+static PyCFunction
+struct_unpack_function(const struct foreign_struct *structs)
+{
+    PyCFunction function = NULL;
+    PyObject *some = PyObject_CallFunction(structs->type, "s", "");
+    PyObject *bound = some == NULL ? NULL : foreign_describe(structs->unpack, some);
+    if (bound != NULL && PyCFunction_Check(bound) && PyCFunction_GetSelf(bound) == some
+        && PyCFunction_GetFlags(bound) == METH_O) {
+        function = PyCFunction_GetFunction(bound);
+    }
+    PyErr_Clear();
+    Py_XDECREF(bound);
+    Py_XDECREF(some);
+    return function;
+}
 
 static void
 foreign_struct_free(struct foreign_struct *self)
@@ -41,6 +60,7 @@ foreign_struct_new(PyObject *module)
         foreign_struct_free(self);
         return NULL;
     }
+    self->unpack_function = struct_unpack_function(self);
     return self;
 }
 
@@ -131,16 +151,44 @@ begin_load_ctypes(const struct object_type *self, char **bytes)
     return holder;
 }
 
-/* Struct.unpack wants bytes of exactly its size, and keeps none of them: the ones of
- * the last call serve again. */
+/* Struct.unpack wants bytes of exactly its size, and keeps none of them: those of
+ * the last call serve again. Without a GIL a count of 1 would not say that nobody
+ * else has them. */
+static PyObject *
+scratch_take(module_state *state, size_t size)
+{
+#ifndef Py_GIL_DISABLED
+    PyObject *bytes = state->scratch;
+    if (bytes != NULL && PyBytes_Size(bytes) == (Py_ssize_t)size) {
+        state->scratch = NULL;
+        return bytes;
+    }
+#else
+    (void)state;
+#endif
+    return PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+}
+
+static void
+scratch_give_back(module_state *state, PyObject *bytes)
+{
+#ifndef Py_GIL_DISABLED
+    Py_ssize_t size = PyBytes_Size(bytes);
+    if (size != 0 && size <= SCRATCH_MOST && Py_REFCNT(bytes) == 1) {
+        PyObject *old = state->scratch;
+        state->scratch = bytes;
+        bytes = old;
+    }
+#else
+    (void)state;
+#endif
+    Py_XDECREF(bytes);
+}
+
 static PyObject *
 begin_load_struct(module_state *state, const struct object_type *self, char **bytes)
 {
-    PyObject *holder = atomic_exchange(&state->scratch, NULL);
-    if (holder == NULL || PyBytes_Size(holder) != (Py_ssize_t)self->size) {
-        Py_XDECREF(holder);
-        holder = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)self->size);
-    }
+    PyObject *holder = scratch_take(state, self->size);
     *bytes = holder == NULL ? NULL : PyBytes_AsString(holder);
     return holder;
 }
@@ -148,14 +196,12 @@ begin_load_struct(module_state *state, const struct object_type *self, char **by
 static PyObject *
 end_load_struct(module_state *state, const struct object_type *self, PyObject *holder)
 {
-    PyObject *result = PyObject_CallFunctionObjArgs(foreign_struct_get(state)->unpack,
-                                                    self->type, holder, NULL);
-#ifndef Py_GIL_DISABLED /* where a count of 1 says that nobody else has it */
-    if (self->size != 0 && self->size <= SCRATCH_MOST && Py_REFCNT(holder) == 1) {
-        holder = atomic_exchange(&state->scratch, holder);
-    }
-#endif
-    Py_XDECREF(holder);
+    const struct foreign_struct *structs = foreign_struct_get(state);
+    PyObject *result =
+        structs->unpack_function != NULL
+            ? structs->unpack_function(self->type, holder)
+            : PyObject_CallFunctionObjArgs(structs->unpack, self->type, holder, NULL);
+    scratch_give_back(state, holder);
     return result;
 }
 
@@ -259,5 +305,7 @@ object_type_clear(module_state *state)
     if (structs != NULL) {
         foreign_struct_free(structs);
     }
-    Py_XDECREF(atomic_exchange(&state->scratch, NULL));
+#ifndef Py_GIL_DISABLED
+    Py_CLEAR(state->scratch);
+#endif
 }
