@@ -16,6 +16,10 @@
 
 #include <stdbool.h>
 
+#if defined(__x86_64__)
+# include <immintrin.h>
+#endif
+
 #define INLINE static inline __attribute__((always_inline)) ACCESS_RACY
 
 /* own_N is naturally aligned, any_N is not. Every access to one is volatile, so
@@ -63,6 +67,37 @@ move(char *dst, const char *src, size_t width, enum chooser chooser)
 #undef MOVE
 }
 
+/* Four of them, of neighbours: all are loaded before any is stored. */
+INLINE void
+move_four(char *dst, const char *src, size_t width, enum chooser chooser)
+{
+#define MOVE_FOUR(N)                                                        \
+    case N: {                                                               \
+        own_##N value[4];                                                   \
+        for (int i = 0; i < 4; i++) {                                       \
+            const void *from = src + i * N;                                 \
+            value[i] = chooser == SOURCE ? *(const volatile own_##N *)from  \
+                                         : *(const volatile any_##N *)from; \
+        }                                                                   \
+        for (int i = 0; i < 4; i++) {                                       \
+            void *to = dst + i * N;                                         \
+            if (chooser == SOURCE) {                                        \
+                *(volatile any_##N *)to = value[i];                         \
+            }                                                               \
+            else {                                                          \
+                *(volatile own_##N *)to = value[i];                         \
+            }                                                               \
+        }                                                                   \
+        break;                                                              \
+    }
+    switch (width) {
+        MOVE_FOUR(8)
+        MOVE_FOUR(16)
+        MOVE_FOUR(32)
+    }
+#undef MOVE_FOUR
+}
+
 /* What is left of a copy. It goes up from the lowest address (dst and src are
  * the next bytes) or down from the highest (they are the ends). */
 struct rest {
@@ -95,45 +130,69 @@ step_to_alignment(struct rest *rest, size_t width, bool down, enum chooser choos
     }
 }
 
-/* widest is 8, 16 or 32. It, down and chooser are constants in every caller, so
- * that their tests vanish. */
+/* Four wide moves: four loads, then four stores. Measured at 4 KiB, that is 1.7
+ * times as fast as load, store, load, store. */
+INLINE void
+step_four(struct rest *rest, size_t widest, bool down, enum chooser chooser)
+{
+    if (down) {
+        rest->dst -= 4 * widest, rest->src -= 4 * widest;
+    }
+    move_four(rest->dst, rest->src, widest, chooser);
+    if (!down) {
+        rest->dst += 4 * widest, rest->src += 4 * widest;
+    }
+    rest->count -= 4 * widest;
+}
+
+/* Up to the alignment of the widest move. widest is 8, 16 or 32. It, down and
+ * chooser are constants in every caller, so that their tests vanish. */
+INLINE void
+copy_head(struct rest *rest, size_t widest, bool down, enum chooser chooser)
+{
+    step_to_alignment(rest, 1, down, chooser);
+    step_to_alignment(rest, 2, down, chooser);
+    step_to_alignment(rest, 4, down, chooser);
+    if (widest > 8) {
+        step_to_alignment(rest, 8, down, chooser);
+    }
+    if (widest > 16) {
+        step_to_alignment(rest, 16, down, chooser);
+    }
+}
+
+INLINE void
+copy_rest(struct rest *rest, size_t widest, bool down, enum chooser chooser)
+{
+    while (rest->count >= 4 * widest) {
+        step_four(rest, widest, down, chooser);
+    }
+    while (rest->count >= widest) {
+        step(rest, widest, down, chooser);
+    }
+    /* Fewer than widest bytes are left: its binary digits name the moves. */
+    if (rest->count & 16) {
+        step(rest, 16, down, chooser);
+    }
+    if (rest->count & 8) {
+        step(rest, 8, down, chooser);
+    }
+    if (rest->count & 4) {
+        step(rest, 4, down, chooser);
+    }
+    if (rest->count & 2) {
+        step(rest, 2, down, chooser);
+    }
+    if (rest->count & 1) {
+        step(rest, 1, down, chooser);
+    }
+}
+
 INLINE void
 copy_towards(struct rest rest, size_t widest, bool down, enum chooser chooser)
 {
-    step_to_alignment(&rest, 1, down, chooser);
-    step_to_alignment(&rest, 2, down, chooser);
-    step_to_alignment(&rest, 4, down, chooser);
-    if (widest > 8) {
-        step_to_alignment(&rest, 8, down, chooser);
-    }
-    if (widest > 16) {
-        step_to_alignment(&rest, 16, down, chooser);
-    }
-    while (rest.count >= 4 * widest) {
-        step(&rest, widest, down, chooser);
-        step(&rest, widest, down, chooser);
-        step(&rest, widest, down, chooser);
-        step(&rest, widest, down, chooser);
-    }
-    while (rest.count >= widest) {
-        step(&rest, widest, down, chooser);
-    }
-    /* Fewer than widest bytes are left: its binary digits name the moves. */
-    if (rest.count & 16) {
-        step(&rest, 16, down, chooser);
-    }
-    if (rest.count & 8) {
-        step(&rest, 8, down, chooser);
-    }
-    if (rest.count & 4) {
-        step(&rest, 4, down, chooser);
-    }
-    if (rest.count & 2) {
-        step(&rest, 2, down, chooser);
-    }
-    if (rest.count & 1) {
-        step(&rest, 1, down, chooser);
-    }
+    copy_head(&rest, widest, down, chooser);
+    copy_rest(&rest, widest, down, chooser);
 }
 
 INLINE void
@@ -211,10 +270,36 @@ wide_read(char *host, const char *guest, size_t count)
     copy(host, guest, count, 32, SOURCE);
 }
 
+/* Stores past the caches, which would have to read each line before they own it,
+ * and have no room for so much. Measured from 16 MiB on: 27 against 20 GB/s; at
+ * 1 MiB, what fits the caches, 42 against 56. */
+# define STREAM_FROM ((size_t)16 << 20)
+
+static WIDE void
+wide_stream(char *guest, const char *host, size_t count)
+{
+    struct rest rest = {guest, host, count};
+    copy_head(&rest, 32, false, DESTINATION);
+    while (rest.count >= 4 * 32) {
+        for (int i = 0; i < 4; i++) {
+            any_32 value = *(const volatile any_32 *)(const void *)(rest.src + 32 * i);
+            _mm256_stream_si256((void *)(rest.dst + 32 * i), (__m256i)value);
+        }
+        rest.dst += 4 * 32, rest.src += 4 * 32, rest.count -= 4 * 32;
+    }
+    copy_rest(&rest, 32, false, DESTINATION);
+    _mm_sfence(); /* such stores are ordered with no other ones */
+}
+
 static WIDE void
 wide_write(char *guest, const char *host, size_t count)
 {
-    copy(guest, host, count, 32, DESTINATION);
+    if (count >= STREAM_FROM && (uintptr_t)guest - (uintptr_t)host >= count) {
+        wide_stream(guest, host, count);
+    }
+    else {
+        copy(guest, host, count, 32, DESTINATION);
+    }
 }
 
 static WIDE void
@@ -267,7 +352,7 @@ access_write(char *guest, const void *host, size_t count)
 ACCESS_RACY void
 access_copy(char *dst, const char *src, size_t count)
 {
-    uintptr_t apart = (uintptr_t)dst ^ (uintptr_t)src;
+    uintptr_t apart = (uintptr_t)dst - (uintptr_t)src;
 
     /* A vector that is aligned on one side only could tear a field of the
      * other. Where the two agree modulo 8 but not modulo the vector's size,

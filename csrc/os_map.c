@@ -73,20 +73,16 @@ faults(char *addr, size_t length)
            && (errno == EFAULT || errno == EHWPOISON);
 }
 
-size_t
-os_map_first_fault(char *addr, size_t length)
-{
-    size_t page = os_map_page_size();
-    size_t before = (uintptr_t)addr % page;
-    char *first = addr - before;
-    size_t pages = (before + length + page - 1) / page;
+/* Looking at a page brings it in, so only as much as must be is looked at: step by
+ * step, up to the first step that faults. */
+#define FAULT_STEP ((size_t)2 << 20)
 
-    if (!faults(first, pages * page)) {
-        return length;
-    }
-    /* The first good pages are known to be good, the first bad ones to hold a
-     * page that faults. */
-    size_t good = 0, bad = pages;
+/* The first page that faults in [first, first + length), of which one does. */
+static char *
+first_fault(char *first, size_t length, size_t page)
+{
+    size_t good = 0, bad = length / page;
+    /* The first `good` pages are good, and one of those before `bad` is not. */
     while (bad - good > 1) {
         size_t middle = good + (bad - good) / 2;
         if (faults(first + good * page, (middle - good) * page)) {
@@ -96,7 +92,25 @@ os_map_first_fault(char *addr, size_t length)
             good = middle;
         }
     }
-    return good == 0 ? 0 : good * page - before;
+    return first + good * page;
+}
+
+size_t
+os_map_first_fault(char *addr, size_t length)
+{
+    size_t page = os_map_page_size();
+    char *end = addr + length;
+    char *at = addr - (uintptr_t)addr % page;
+    while (at < end) {
+        size_t left = ((size_t)(end - at) + page - 1) / page * page;
+        size_t step = left < FAULT_STEP ? left : FAULT_STEP;
+        if (faults(at, step)) {
+            char *fault = first_fault(at, step, page);
+            return fault < addr ? 0 : (size_t)(fault - addr);
+        }
+        at += step;
+    }
+    return length;
 }
 
 size_t
