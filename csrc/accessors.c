@@ -153,30 +153,45 @@ accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return accessor_borrow(self, offset, type.size, args[1]);
 }
 
-/* read_obj of a type that is not ours. The range is checked before anything of
- * that size is made (a size never changes), and the memory entered after it. */
+/* The range is checked before anything of that size is made (a size never changes),
+ * and the memory entered after it. */
 static PyObject *
-accessor_read_object(memory_object *self, uint64_t offset, PyObject *kind)
+accessor_load(memory_object *self, uint64_t offset, const struct object_type *type)
 {
-    struct object_type type;
     char *bytes;
-    if (object_type_find(self->state, kind, &type) < 0
-        || memory_enter(self, SHORT) < 0) {
+    if (memory_enter(self, SHORT) < 0) {
         return NULL;
     }
-    if (!range_fits(offset, type.size, self->size)) {
-        return accessor_out_of_range(self, SHORT, offset, type.size);
+    if (!range_fits(offset, type->size, self->size)) {
+        return accessor_out_of_range(self, SHORT, offset, type->size);
     }
     memory_leave(self, SHORT);
-    PyObject *holder = object_type_begin_load(self->state, &type, &bytes);
-    enum stay stay = memory_stay_of_copy(type.size);
+    PyObject *holder = object_type_begin_load(self->state, type, &bytes);
+    enum stay stay = memory_stay_of_copy(type->size);
     if (holder == NULL || memory_enter(self, stay) < 0) {
         Py_XDECREF(holder);
         return NULL;
     }
-    memory_copy_out(bytes, self->addr + offset, type.size);
+    memory_copy_out(bytes, self->addr + offset, type->size);
     memory_leave(self, stay);
-    return object_type_end_load(self->state, &type, holder);
+    return object_type_end_load(self->state, type, holder);
+}
+
+/* read_obj of a type that is not ours. */
+static PyObject *
+accessor_read_object(memory_object *self, uint64_t offset, PyObject *kind)
+{
+    struct object_type type;
+    if (object_type_recall(self->state, kind, &type) < 0) {
+        return NULL;
+    }
+    PyObject *result = accessor_load(self, offset, &type);
+    if (result == NULL && type.recalled) {
+        PyErr_Clear(); /* the size may have been out of date */
+        object_type_forget(self->state);
+        result = accessor_read_object(self, offset, kind);
+    }
+    return result;
 }
 
 PyDoc_STRVAR(

@@ -17,6 +17,10 @@ struct foreign_struct {
     /* What unpack calls in the end, where it takes one argument (METH_O); a call
      * through the descriptor costs as much again. NULL where it is otherwise. */
     PyCFunction unpack_function;
+#ifndef Py_GIL_DISABLED
+    PyObject *last; /* looked up, and its size; NULL at first */
+    size_t last_size;
+#endif
 };
 
 static PyCFunction
@@ -42,6 +46,9 @@ foreign_struct_free(struct foreign_struct *self)
     Py_XDECREF(self->size);
     Py_XDECREF(self->unpack);
     Py_XDECREF(self->pack);
+#ifndef Py_GIL_DISABLED
+    Py_XDECREF(self->last);
+#endif
     PyMem_Free(self);
 }
 
@@ -96,7 +103,7 @@ find_struct(const struct foreign_struct *structs, PyObject *self,
         }
         return -1;
     }
-    *out = (struct object_type){self, (size_t)size, NULL, NULL};
+    *out = (struct object_type){self, (size_t)size, NULL, NULL, false};
     return 0;
 }
 
@@ -117,6 +124,51 @@ object_type_find(module_state *state, PyObject *type, struct object_type *out)
     }
     return -1;
 }
+
+#ifndef Py_GIL_DISABLED
+static void
+last_set(struct foreign_struct *structs, PyObject *self, size_t size)
+{
+    PyObject *old = structs->last;
+    structs->last = Py_XNewRef(self);
+    structs->last_size = size;
+    Py_XDECREF(old);
+}
+
+int
+object_type_recall(module_state *state, PyObject *type, struct object_type *out)
+{
+    struct foreign_struct *structs = atomic_load(&state->structs);
+    if (structs != NULL && structs->last == type) {
+        *out = (struct object_type){type, structs->last_size, NULL, NULL, true};
+        return 0;
+    }
+    int result = object_type_find(state, type, out);
+    structs = atomic_load(&state->structs);
+    if (result == 0 && out->make == NULL && structs != NULL) {
+        last_set(structs, type, out->size);
+    }
+    return result;
+}
+
+void
+object_type_forget(module_state *state)
+{
+    last_set(atomic_load(&state->structs), NULL, 0);
+}
+#else
+int
+object_type_recall(module_state *state, PyObject *type, struct object_type *out)
+{
+    return object_type_find(state, type, out);
+}
+
+void
+object_type_forget(module_state *state)
+{
+    (void)state;
+}
+#endif
 
 int
 object_type_of_value(module_state *state, PyObject *value, struct object_type *out)
@@ -196,7 +248,7 @@ begin_load_struct(module_state *state, const struct object_type *self, char **by
 static PyObject *
 end_load_struct(module_state *state, const struct object_type *self, PyObject *holder)
 {
-    const struct foreign_struct *structs = foreign_struct_get(state);
+    const struct foreign_struct *structs = atomic_load(&state->structs);
     PyObject *result =
         structs->unpack_function != NULL
             ? structs->unpack_function(self->type, holder)
@@ -290,6 +342,9 @@ object_type_traverse(module_state *state, visitproc visit, void *arg)
         Py_VISIT(structs->size);
         Py_VISIT(structs->unpack);
         Py_VISIT(structs->pack);
+#ifndef Py_GIL_DISABLED
+        Py_VISIT(structs->last);
+#endif
     }
     return ctypes == NULL ? 0 : plain_class_traverse(ctypes, visit, arg);
 }

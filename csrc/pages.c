@@ -18,12 +18,6 @@ pages_new(const struct os_mapping *mapping)
     return self;
 }
 
-static inline _Atomic uint64_t *
-pages_counter(struct pages *self, enum borrow_kind kind)
-{
-    return kind == BORROW_SLICE ? &self->slices : &self->refs;
-}
-
 int
 pages_unmap(const struct os_mapping *mapping)
 {
@@ -64,16 +58,8 @@ pages_change(struct pages *self, uint64_t set, uint64_t clear, uint64_t unit)
 }
 
 void
-pages_borrow(struct pages *self, enum borrow_kind kind)
+pages_drop(struct pages *self)
 {
-    hold_add(pages_counter(self, kind), 1);
-    hold_add(&self->hold, HOLD_BORROW);
-}
-
-void
-pages_give_back(struct pages *self, enum borrow_kind kind)
-{
-    hold_add(pages_counter(self, kind), UINT64_MAX);
     pages_change(self, 0, 0, HOLD_BORROW);
 }
 

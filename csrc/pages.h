@@ -22,8 +22,28 @@ enum borrow_kind { BORROW_SLICE, BORROW_REF };
 struct pages *pages_new(const struct os_mapping *mapping);
 
 /* One more borrower. The caller is inside the memory or borrows already. */
-void pages_borrow(struct pages *self, enum borrow_kind kind);
-void pages_give_back(struct pages *self, enum borrow_kind kind);
+static inline void
+pages_borrow(struct pages *self, enum borrow_kind kind)
+{
+    hold_add(kind == BORROW_SLICE ? &self->slices : &self->refs, 1);
+    hold_add(&self->hold, HOLD_BORROW);
+}
+
+/* One less; the last one out of closed pages unmaps them. */
+void pages_drop(struct pages *self);
+
+static inline void
+pages_give_back(struct pages *self, enum borrow_kind kind)
+{
+    hold_add(kind == BORROW_SLICE ? &self->slices : &self->refs, UINT64_MAX);
+#ifndef Py_GIL_DISABLED
+    if (!hold_is_closed(&self->hold)) { /* so the mapping object keeps them */
+        hold_add(&self->hold, -HOLD_BORROW);
+        return;
+    }
+#endif
+    pages_drop(self);
+}
 
 /* Unmaps without the GIL; 0 or an errno. */
 int pages_unmap(const struct os_mapping *mapping);

@@ -348,7 +348,7 @@ plain_examine(const struct foreign_ctypes *ctypes, PyObject *cls,
     Py_ssize_t size = number == NULL ? -1 : PyLong_AsSsize_t(number);
     Py_XDECREF(number);
     *out = (struct object_type){cls, (size_t)size, ctypes->make[family],
-                                ctypes->get_buffer[family]};
+                                ctypes->get_buffer[family], false};
     return size < 0 ? -1 : 1;
 }
 

@@ -17,40 +17,6 @@
 
 #include <string.h>
 
-void
-lender_borrow(struct lender lender, enum borrow_kind kind)
-{
-    if (lender.pages != NULL) {
-        pages_borrow(lender.pages, kind);
-    }
-    else {
-        Py_INCREF(lender.buffer_owner);
-    }
-}
-
-void
-lender_give_back(struct lender *lender, enum borrow_kind kind)
-{
-    struct pages *pages = lender->pages;
-    lender->pages = NULL;
-    if (pages != NULL) {
-        pages_give_back(pages, kind);
-    }
-    Py_CLEAR(lender->buffer_owner);
-}
-
-void
-memory_start(memory_object *self, module_state *state, char *addr, size_t size,
-             hold *word, struct lender lender)
-{
-    self->state = state;
-    self->weakrefs = NULL;
-    self->addr = addr;
-    self->size = size;
-    self->hold = word;
-    self->lender = lender;
-}
-
 /* A mapping counts its calls and exports in the word of its pages, together with
  * those who borrow from them. */
 static inline bool

@@ -19,9 +19,30 @@ struct lender {
                                that the garbage collector can count them */
 };
 
-void lender_borrow(struct lender lender, enum borrow_kind kind);
-/* May unmap, release a buffer and run Python code. */
-void lender_give_back(struct lender *lender, enum borrow_kind kind);
+static inline void
+lender_borrow(struct lender lender, enum borrow_kind kind)
+{
+    if (lender.pages != NULL) {
+        pages_borrow(lender.pages, kind);
+    }
+    else {
+        Py_INCREF(lender.buffer_owner);
+    }
+}
+
+/* May unmap, release a buffer and run Python code. Twice does nothing. */
+static inline void
+lender_give_back(struct lender *lender, enum borrow_kind kind)
+{
+    struct pages *pages = lender->pages;
+    if (pages != NULL) {
+        lender->pages = NULL;
+        pages_give_back(pages, kind);
+    }
+    else {
+        Py_CLEAR(lender->buffer_owner);
+    }
+}
 
 typedef struct {
     PyObject_HEAD
@@ -108,8 +129,17 @@ PyObject *memory_bytes_at(const char *guest, size_t count);
 
 /* Fills in what all memory has; the object is new and of a type that derives from
  * VolatileMemory. */
-void memory_start(memory_object *self, module_state *state, char *addr, size_t size,
-                  hold *word, struct lender lender);
+static inline void
+memory_start(memory_object *self, module_state *state, char *addr, size_t size,
+             hold *word, struct lender lender)
+{
+    self->state = state;
+    self->weakrefs = NULL;
+    self->addr = addr;
+    self->size = size;
+    self->hold = word;
+    self->lender = lender;
+}
 
 /* What a mapping's close() and a slice's release() do: gives the memory back if
  * nobody is inside or borrows from it. NULL with BufferError, which says who, or
