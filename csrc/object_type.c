@@ -180,29 +180,6 @@ object_type_of_value(module_state *state, PyObject *value, struct object_type *o
     return found > 0 ? 0 : -1;
 }
 
-/* A new instance, made without its class's __new__ and __init__. */
-static PyObject *
-begin_load_ctypes(const struct object_type *self, char **bytes)
-{
-    Py_buffer view;
-    PyObject *no_args = PyTuple_New(0);
-    PyObject *holder =
-        no_args == NULL ? NULL : self->make((PyTypeObject *)self->type, no_args, NULL);
-    Py_XDECREF(no_args);
-    if (holder == NULL || self->get_buffer(holder, &view, PyBUF_WRITABLE) < 0) {
-        Py_XDECREF(holder);
-        return NULL;
-    }
-    *bytes = view.buf;
-    bool fits = view.len >= (Py_ssize_t)self->size;
-    Py_DECREF(view.obj); /* ctypes counts no exports: the holder keeps its bytes */
-    if (!fits) {
-        PyErr_Format(PyExc_TypeError, "%R has changed its size", self->type);
-        Py_CLEAR(holder);
-    }
-    return holder;
-}
-
 /* Struct.unpack wants bytes of exactly its size, and keeps none of them: those of
  * the last call serve again. Without a GIL a count of 1 would not say that nobody
  * else has them. */
@@ -261,7 +238,7 @@ PyObject *
 object_type_begin_load(module_state *state, const struct object_type *self,
                        char **bytes)
 {
-    return self->make != NULL ? begin_load_ctypes(self, bytes)
+    return self->make != NULL ? plain_class_make(self, bytes)
                               : begin_load_struct(state, self, bytes);
 }
 

@@ -4,8 +4,6 @@
 #include "foreign.h"
 #include "plain_class.h"
 
-#include <string.h>
-
 enum { FAMILY_STRUCTURE, FAMILY_UNION, FAMILY_ARRAY, FAMILY_SIMPLE, FAMILIES };
 
 /* How many classes are remembered. */
@@ -23,12 +21,16 @@ struct foreign_ctypes {
     newfunc make[FAMILIES];
     get_buffer_function get_buffer[FAMILIES];
     PyObject *size_of;
-    /* type.__dict__ and type.__mro__ as they are: a metaclass cannot hide what
+    PyObject *field_type;      /* of the descriptors in a Structure or Union */
+    PyObject *value_of_simple; /* a descriptor */
+    ssizeargfunc item_of_array;
+    /* type.__dict__, __mro__ and __base__ as they are: a metaclass cannot hide what
      * its classes hold. */
     PyObject *dict_of_type;
     PyObject *mro_of_type;
-    /* Classes that were found to be plain and can no longer change, each in the
-     * place that its address gives it. */
+    PyObject *base_of_type;
+    /* Classes that were found to be plain, each in the place that its address gives
+     * it. */
     struct known known[KNOWN];
 #ifdef Py_GIL_DISABLED
     PyMutex lock; /* of known */
@@ -42,8 +44,11 @@ plain_class_free(struct foreign_ctypes *self)
         Py_XDECREF(self->base[i]);
     }
     Py_XDECREF(self->size_of);
+    Py_XDECREF(self->field_type);
+    Py_XDECREF(self->value_of_simple);
     Py_XDECREF(self->dict_of_type);
     Py_XDECREF(self->mro_of_type);
+    Py_XDECREF(self->base_of_type);
     for (int i = 0; i < KNOWN; i++) {
         Py_XDECREF(self->known[i].weak);
     }
@@ -60,37 +65,76 @@ type_descriptor(const char *name)
     return result;
 }
 
-static struct foreign_ctypes *
-plain_class_load(PyObject *module)
+/* type(base)(name, (base,), {attribute: value}), where value is stolen */
+static PyObject *
+class_new(PyObject *base, const char *name, const char *attribute, PyObject *value)
+{
+    return PyObject_CallFunction((PyObject *)Py_TYPE(base), "s(O){sN}", name, base,
+                                 attribute, value);
+}
+
+/* The type of a Structure's fields has no name that every CPython gives: make a
+ * Structure and look. */
+static PyObject *
+field_type(const struct foreign_ctypes *self)
+{
+    PyObject *byte = class_new(self->base[FAMILY_SIMPLE], "byte", "_type_",
+                               PyUnicode_FromString("B"));
+    PyObject *structure =
+        byte == NULL ? NULL
+                     : class_new(self->base[FAMILY_STRUCTURE], "structure", "_fields_",
+                                 Py_BuildValue("[(sN)]", "field", byte));
+    PyObject *field =
+        structure == NULL ? NULL : PyObject_GetAttrString(structure, "field");
+    PyObject *type = field == NULL ? NULL : Py_NewRef((PyObject *)Py_TYPE(field));
+    Py_XDECREF(structure);
+    Py_XDECREF(field);
+    return type;
+}
+
+static int
+families_load(struct foreign_ctypes *self, PyObject *module)
 {
     static const char *const names[FAMILIES] = {"Structure", "Union", "Array",
                                                 "_SimpleCData"};
-    struct foreign_ctypes *self = PyMem_Calloc(1, sizeof(*self));
-    if (self == NULL) {
-        PyErr_NoMemory();
-        return NULL;
-    }
     for (int i = 0; i < FAMILIES; i++) {
         if ((self->base[i] = foreign_type(module, names[i])) == NULL) {
-            goto fail;
+            return -1;
         }
         PyTypeObject *base = (PyTypeObject *)self->base[i];
         self->make[i] = SLOT_OF(base, Py_tp_new, newfunc);
         self->get_buffer[i] = SLOT_OF(base, Py_bf_getbuffer, get_buffer_function);
         if (self->make[i] == NULL || self->get_buffer[i] == NULL) {
             PyErr_Format(PyExc_ImportError, "%R makes no data", self->base[i]);
-            goto fail;
+            return -1;
         }
     }
-    if ((self->size_of = PyObject_GetAttrString(module, "sizeof")) == NULL
+    self->item_of_array =
+        SLOT_OF((PyTypeObject *)self->base[FAMILY_ARRAY], Py_sq_item, ssizeargfunc);
+    return self->item_of_array == NULL ? -1 : 0;
+}
+
+static struct foreign_ctypes *
+plain_class_load(PyObject *module)
+{
+    struct foreign_ctypes *self = PyMem_Calloc(1, sizeof(*self));
+    if (self == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    if (families_load(self, module) < 0
+        || (self->size_of = PyObject_GetAttrString(module, "sizeof")) == NULL
+        || (self->field_type = field_type(self)) == NULL
+        || (self->value_of_simple =
+                PyObject_GetAttrString(self->base[FAMILY_SIMPLE], "value"))
+               == NULL
         || (self->dict_of_type = type_descriptor("__dict__")) == NULL
-        || (self->mro_of_type = type_descriptor("__mro__")) == NULL) {
-        goto fail;
+        || (self->mro_of_type = type_descriptor("__mro__")) == NULL
+        || (self->base_of_type = type_descriptor("__base__")) == NULL) {
+        plain_class_free(self);
+        return NULL;
     }
     return self;
-fail:
-    plain_class_free(self);
-    return NULL;
 }
 
 /* What the state holds once ctypes has been imported; NULL before, or with an
@@ -112,158 +156,111 @@ plain_class_state(module_state *state)
     return mine;
 }
 
-/* The attribute that stands in this class's own namespace: a new reference, or
- * NULL, with an exception only if something went wrong. */
-static PyObject *
-class_own(const struct foreign_ctypes *ctypes, PyObject *cls, const char *name)
-{
-    PyObject *dict = foreign_describe(ctypes->dict_of_type, cls);
-    PyObject *result = dict == NULL ? NULL : PyMapping_GetItemString(dict, name);
-    if (result == NULL && PyErr_ExceptionMatches(PyExc_KeyError)) {
-        PyErr_Clear();
-    }
-    Py_XDECREF(dict);
-    return result;
-}
-
-/* The attribute as the class or the nearest of its bases has it. */
-static PyObject *
-class_inherited(const struct foreign_ctypes *ctypes, PyObject *cls, const char *name)
-{
-    PyObject *mro = foreign_describe(ctypes->mro_of_type, cls), *result = NULL;
-    Py_ssize_t count = mro == NULL ? 0 : PyTuple_Size(mro);
-    for (Py_ssize_t i = 0; i < count && result == NULL && !PyErr_Occurred(); i++) {
-        result = class_own(ctypes, PyTuple_GetItem(mro, i), name);
-    }
-    Py_XDECREF(mro);
-    return result;
-}
-
 static int
 class_family(const struct foreign_ctypes *ctypes, PyObject *cls)
 {
-    if (PyType_Check(cls)) {
-        for (int i = 0; i < FAMILIES; i++) {
-            if (cls != ctypes->base[i]
-                && PyType_IsSubtype((PyTypeObject *)cls,
-                                    (PyTypeObject *)ctypes->base[i])) {
-                return i;
-            }
+    for (int i = 0; i < FAMILIES; i++) {
+        if (cls != ctypes->base[i]
+            && PyType_IsSubtype((PyTypeObject *)cls, (PyTypeObject *)ctypes->base[i])) {
+            return i;
         }
     }
     return FAMILIES;
 }
 
 static int
-refuse(PyObject *cls)
+refuse(PyObject *culprit)
 {
-    PyErr_Format(
-        PyExc_TypeError,
-        "%R cannot be read from guest memory: it is, or holds, a host pointer or "
-        "a Python object, which a guest could forge",
-        cls);
+    PyErr_Format(PyExc_TypeError,
+                 "%R is, or holds, a host pointer or a Python object, which a guest "
+                 "could forge",
+                 culprit);
     return -1;
 }
 
-static int check_plain(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final);
+/* What a class holds is asked of an instance full of zeros, by ctypes' own getters:
+ * its _fields_ and _type_ are attributes, which anybody can change afterwards. A
+ * pointer is then None or an object of a class that is none of the families', a
+ * Python object a ValueError; everything else is a number, characters, or an
+ * instance that is asked in turn. */
+static int check_instance(const struct foreign_ctypes *ctypes, PyObject *instance);
 
-/* (name, type) or (name, type, bits) */
+/* value is stolen, NULL where the getter raised. */
 static int
-check_field(const struct foreign_ctypes *ctypes, PyObject *field, bool *final)
+check_value(const struct foreign_ctypes *ctypes, PyObject *value, PyObject *culprit)
 {
-    PyObject *type = PySequence_GetItem(field, 1);
-    if (type == NULL) {
-        return -1;
+    if (value == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
+            return -1;
+        }
+        PyErr_Clear();
+        return refuse(culprit);
     }
-    int result = check_plain(ctypes, type, final);
-    Py_DECREF(type);
+    int result;
+    if (Py_IsNone(value)) {
+        result = refuse(culprit);
+    }
+    else if (PyLong_CheckExact(value) || PyBool_Check(value)
+             || PyFloat_CheckExact(value) || PyComplex_CheckExact(value)
+             || PyBytes_CheckExact(value) || PyUnicode_CheckExact(value)) {
+        result = 0;
+    }
+    else {
+        result = check_instance(ctypes, value);
+    }
+    Py_DECREF(value);
     return result;
 }
 
-/* The _fields_ of one class, without those of its bases. */
+/* The fields that one class adds: those of its descriptors that are fields. */
 static int
-check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *fields,
-                 bool *final)
+check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *instance)
 {
-    Py_ssize_t count = PySequence_Size(fields);
-    if (count < 0) {
-        return refuse(cls);
-    }
-    int result = 0;
+    PyObject *dict = foreign_describe(ctypes->dict_of_type, cls);
+    PyObject *values = dict == NULL ? NULL : PyMapping_Values(dict);
+    Py_ssize_t count = values == NULL ? -1 : PyList_Size(values);
+    int result = values == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; i < count && result == 0; i++) {
-        PyObject *field = PySequence_GetItem(fields, i);
-        result = field == NULL ? -1 : check_field(ctypes, field, final);
-        Py_XDECREF(field);
+        PyObject *field = PyList_GetItem(values, i);
+        if (Py_IS_TYPE(field, (PyTypeObject *)ctypes->field_type)) {
+            result = check_value(ctypes, foreign_describe(field, instance), field);
+        }
     }
+    Py_XDECREF(values);
+    Py_XDECREF(dict);
     return result;
 }
 
-/* A Structure or Union: its fields and those of all its bases. It is final once
- * it has _fields_ of its own; before, ctypes still lets them be set. */
+/* A Structure or Union has the fields of every class by which an attribute is
+ * looked up, and of every class that its layout builds on: mro() can differ. */
 static int
-check_fields(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final)
+check_fields(const struct foreign_ctypes *ctypes, PyObject *instance)
 {
+    PyObject *cls = (PyObject *)Py_TYPE(instance);
     PyObject *mro = foreign_describe(ctypes->mro_of_type, cls);
-    if (mro == NULL) {
-        return -1;
-    }
-    int result = 0;
-    Py_ssize_t count = PyTuple_Size(mro);
+    Py_ssize_t count = mro == NULL ? -1 : PyTuple_Size(mro);
+    int result = mro == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; i < count && result == 0; i++) {
-        PyObject *fields = class_own(ctypes, PyTuple_GetItem(mro, i), "_fields_");
-        if (fields != NULL) {
-            result = check_own_fields(ctypes, cls, fields, final);
-            Py_DECREF(fields);
-        }
-        else if (PyErr_Occurred()) {
-            result = -1;
-        }
-        else if (i == 0) {
-            *final = false;
-        }
+        result = check_own_fields(ctypes, PyTuple_GetItem(mro, i), instance);
     }
-    Py_DECREF(mro);
+    Py_XDECREF(mro);
+    PyObject *layout = Py_NewRef(cls);
+    while (result == 0 && layout != ctypes->base[FAMILY_STRUCTURE]
+           && layout != ctypes->base[FAMILY_UNION]) {
+        result = check_own_fields(ctypes, layout, instance);
+        PyObject *next = foreign_describe(ctypes->base_of_type, layout);
+        Py_DECREF(layout);
+        layout = next;
+        result = layout == NULL ? -1 : result;
+    }
+    Py_XDECREF(layout);
     return result;
 }
 
-/* A simple type: by the letter of its _type_ (ctypes' own, as in struct). */
 static int
-check_simple(const struct foreign_ctypes *ctypes, PyObject *cls)
+check_instance(const struct foreign_ctypes *ctypes, PyObject *instance)
 {
-    PyObject *code = class_inherited(ctypes, cls, "_type_");
-    if (code == NULL) {
-        return PyErr_Occurred() ? -1 : refuse(cls);
-    }
-    Py_UCS4 letter = PyUnicode_Check(code) && PyUnicode_GetLength(code) == 1
-                         ? PyUnicode_ReadChar(code, 0)
-                         : 0;
-    Py_DECREF(code);
-    /* Numbers, bool, characters, complex numbers (3.14). Not among them: O z Z P X,
-     * which are objects and pointers. */
-    if (letter == 0 || letter > 127
-        || strchr("?cubBhHiIlLqQfdgFDGCEv", (int)letter) == NULL) {
-        return refuse(cls);
-    }
-    return 0;
-}
-
-static int
-check_array(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final)
-{
-    PyObject *item = class_inherited(ctypes, cls, "_type_");
-    if (item == NULL) {
-        return PyErr_Occurred() ? -1 : refuse(cls);
-    }
-    int result = check_plain(ctypes, item, final);
-    Py_DECREF(item);
-    return result;
-}
-
-/* 0 where every bit pattern is a valid instance of the class, else -1 with a
- * TypeError. *final is cleared where the class may still change. */
-static int
-check_plain(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final)
-{
+    PyObject *cls = (PyObject *)Py_TYPE(instance);
     int result = -1;
     if (Py_EnterRecursiveCall(" in a ctypes class")) {
         return -1;
@@ -271,13 +268,23 @@ check_plain(const struct foreign_ctypes *ctypes, PyObject *cls, bool *final)
     switch (class_family(ctypes, cls)) {
     case FAMILY_STRUCTURE:
     case FAMILY_UNION:
-        result = check_fields(ctypes, cls, final);
+        result = check_fields(ctypes, instance);
         break;
-    case FAMILY_ARRAY:
-        result = check_array(ctypes, cls, final);
+    case FAMILY_ARRAY: {
+        /* All items are alike. Of none there is nothing to forge: IndexError. */
+        PyObject *item = ctypes->item_of_array(instance, 0);
+        if (item == NULL && PyErr_ExceptionMatches(PyExc_IndexError)) {
+            PyErr_Clear();
+            result = 0;
+        }
+        else {
+            result = check_value(ctypes, item, cls);
+        }
         break;
+    }
     case FAMILY_SIMPLE:
-        result = check_simple(ctypes, cls);
+        result = check_value(ctypes,
+                             foreign_describe(ctypes->value_of_simple, instance), cls);
         break;
     default:
         refuse(cls);
@@ -332,24 +339,50 @@ known_add(struct foreign_ctypes *ctypes, PyObject *cls, PyObject *weak,
     Py_XDECREF(old);
 }
 
+PyObject *
+plain_class_make(const struct object_type *self, char **bytes)
+{
+    Py_buffer view;
+    PyObject *no_args = PyTuple_New(0);
+    PyObject *holder =
+        no_args == NULL ? NULL : self->make((PyTypeObject *)self->type, no_args, NULL);
+    Py_XDECREF(no_args);
+    if (holder == NULL || self->get_buffer(holder, &view, PyBUF_WRITABLE) < 0) {
+        Py_XDECREF(holder);
+        return NULL;
+    }
+    *bytes = view.buf;
+    bool fits = view.len >= (Py_ssize_t)self->size;
+    Py_DECREF(view.obj); /* ctypes counts no exports: the holder keeps its bytes */
+    if (!fits) {
+        PyErr_Format(PyExc_TypeError, "%R has changed its size", self->type);
+        Py_CLEAR(holder);
+    }
+    return holder;
+}
+
 /* 1, 0 or -1, as plain_class_find, for a class that is not known. */
 static int
 plain_examine(const struct foreign_ctypes *ctypes, PyObject *cls,
-              struct object_type *out, bool *final)
+              struct object_type *out)
 {
+    char *unused;
     int family = class_family(ctypes, cls);
     if (family == FAMILIES) {
         return 0;
-    }
-    if (check_plain(ctypes, cls, final) < 0) {
-        return -1;
     }
     PyObject *number = PyObject_CallFunctionObjArgs(ctypes->size_of, cls, NULL);
     Py_ssize_t size = number == NULL ? -1 : PyLong_AsSsize_t(number);
     Py_XDECREF(number);
     *out = (struct object_type){cls, (size_t)size, ctypes->make[family],
                                 ctypes->get_buffer[family], false};
-    return size < 0 ? -1 : 1;
+    if (size <= 0) {
+        return size < 0 ? -1 : 1;
+    }
+    PyObject *instance = plain_class_make(out, &unused);
+    int result = instance == NULL ? -1 : check_instance(ctypes, instance);
+    Py_XDECREF(instance);
+    return result < 0 ? -1 : 1;
 }
 
 int
@@ -365,9 +398,9 @@ plain_class_find(module_state *state, PyObject *cls, struct object_type *out)
     }
     int found = 1;
     if (!known_recall(ctypes, cls, weak, out)) {
-        bool final = true;
-        found = plain_examine(ctypes, cls, out, &final);
-        if (found == 1 && final) {
+        found = plain_examine(ctypes, cls, out);
+        /* A class of no size may still get fields; an instance makes one final. */
+        if (found == 1 && out->size != 0) {
             known_add(ctypes, cls, weak, out);
         }
     }
@@ -382,8 +415,11 @@ plain_class_traverse(struct foreign_ctypes *self, visitproc visit, void *arg)
         Py_VISIT(self->base[i]);
     }
     Py_VISIT(self->size_of);
+    Py_VISIT(self->field_type);
+    Py_VISIT(self->value_of_simple);
     Py_VISIT(self->dict_of_type);
     Py_VISIT(self->mro_of_type);
+    Py_VISIT(self->base_of_type);
     for (int i = 0; i < KNOWN; i++) {
         Py_VISIT(self->known[i].weak);
     }
