@@ -458,117 +458,6 @@ accessor_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-/* The kernel punches whole pages and rounds a length up: so the last, partial
- * page is zeroed by hand, after the kernel has agreed to the rest. */
-static int
-accessor_punch(char *addr, size_t count)
-{
-    size_t page = os_map_page_size();
-    size_t tail = count % page;
-    int err = 0;
-    /* A misaligned start is the kernel's to refuse, whatever the length. */
-    if (count > tail || (uintptr_t)addr % page != 0) {
-        err = os_map_remove(addr, count - tail > 0 ? count - tail : count);
-    }
-    if (err == 0) {
-        access_fill(addr + (count - tail), 0, tail);
-    }
-    return err;
-}
-
-PyDoc_STRVAR(
-    accessor_remove_range_doc,
-    "remove_range($self, mem_offset, count, /)\n--\n\n"
-    "Make count bytes from mem_offset on read as zeros, and give their pages back.\n"
-    "\n"
-    "Whole pages are freed (madvise(2), MADV_REMOVE), a last partial page is zeroed;\n"
-    "bytes outside of the range never change. count 0 does nothing.\n"
-    "\n"
-    "InvalidRangeError where the range passes the end; also, with the\n"
-    "SystemCallFailedError as its cause, where its start is not page-aligned in\n"
-    "memory or the memory cannot be punched (a private or a locked mapping):\n"
-    "nothing has changed then.");
-
-static PyObject *
-accessor_remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
-{
-    memory_object *self = memory_of(op);
-    uint64_t offset, count;
-    if (args_count(nargs, 2, 2, "remove_range", "mem_offset, count") < 0
-        || args_u64(args[0], "mem_offset", &offset) < 0
-        || args_u64(args[1], "count", &count) < 0 || memory_enter(self, LONG) < 0) {
-        return NULL;
-    }
-    int err = 0;
-    bool fits = range_fits(offset, count, self->size);
-    if (fits && count != 0) {
-        char *addr = self->addr + offset;
-        Py_BEGIN_ALLOW_THREADS
-        err = accessor_punch(addr, count);
-        Py_END_ALLOW_THREADS
-    }
-    memory_leave(self, LONG);
-    if (fits && err == 0) {
-        Py_RETURN_NONE;
-    }
-    PyObject *cause = NULL;
-    if (err != 0) {
-        errors_system_call(self->state, err, "madvise");
-        cause = errors_take();
-    }
-    errors_invalid_range(self->state, offset, count, self->size);
-    errors_set_cause(cause);
-    return NULL;
-}
-
-PyDoc_STRVAR(accessor_enter_doc, "__enter__($self, /)\n--\n\n"
-                                 "Return the object itself; ClosedError once closed.");
-
-static PyObject *
-accessor_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    memory_object *self = memory_of(op);
-    if (memory_enter(self, SHORT) < 0) {
-        return NULL;
-    }
-    memory_leave(self, SHORT);
-    return Py_NewRef(op);
-}
-
-PyDoc_STRVAR(
-    accessor_exit_doc,
-    "__exit__($self, exc_type=None, exc_value=None, traceback=None, /)\n--\n\n"
-    "Close or release; BufferError where the memory is borrowed still.\n"
-    "\n"
-    "When the block ends by an exception, that exception is never replaced: the\n"
-    "object is closed at once, those who borrow from it go on, and the last of them\n"
-    "gives the memory back.");
-
-static PyObject *
-accessor_exit(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
-{
-    memory_object *self = memory_of(op);
-    if (args_count(nargs, 0, 3, "__exit__", "exc_type, exc_value, traceback") < 0) {
-        return NULL;
-    }
-    if (nargs == 0 || Py_IsNone(args[0])) {
-        return memory_close(self);
-    }
-    if (hold_abandon(self->hold)) {
-        memory_vacate(self);
-    }
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(accessor_reduce_doc, "__reduce__($self)\n--\n\n"
-                                  "Raise TypeError: memory is not copied or pickled.");
-
-static PyObject *
-accessor_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
 PyMethodDef memory_methods[] = {
     {"as_ptr", FASTCALL(accessor_as_ptr), accessor_as_ptr_doc},
     {"get_slice", FASTCALL(accessor_get_slice), accessor_get_slice_doc},
@@ -584,9 +473,9 @@ PyMethodDef memory_methods[] = {
     {"write_from_memory", KEYWORDS(transfer_write_from_memory),
      transfer_write_from_memory_doc},
     {"fill", FASTCALL(accessor_fill), accessor_fill_doc},
-    {"remove_range", FASTCALL(accessor_remove_range), accessor_remove_range_doc},
-    {"__enter__", accessor_enter, METH_NOARGS, accessor_enter_doc},
-    {"__exit__", FASTCALL(accessor_exit), accessor_exit_doc},
-    {"__reduce__", accessor_reduce, METH_NOARGS, accessor_reduce_doc},
+    {"remove_range", FASTCALL(remove_range), remove_range_doc},
+    {"__enter__", memory_enter_block, METH_NOARGS, memory_enter_block_doc},
+    {"__exit__", FASTCALL(memory_exit_block), memory_exit_block_doc},
+    {"__reduce__", memory_reduce, METH_NOARGS, memory_reduce_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -41,6 +41,21 @@ errors_invalid_range(module_state *state, uint64_t offset, uint64_t count,
 }
 
 PyObject *
+errors_not_removed(module_state *state, uint64_t offset, uint64_t count, uint64_t size,
+                   int err)
+{
+    errors_system_call(state, err, "madvise");
+    PyObject *cause = errors_take();
+    PyObject *reason = cause == NULL ? NULL : PyObject_Str(cause);
+    if (reason != NULL) {
+        errors_raise(state->InvalidRangeError, "(KKKN)", (unsigned long long)offset,
+                     (unsigned long long)count, (unsigned long long)size, reason);
+    }
+    errors_set_cause(cause);
+    return NULL;
+}
+
+PyObject *
 errors_out_of_bounds(module_state *state, uint64_t addr, uint64_t size)
 {
     return errors_raise(state->OutOfBoundsError, "(KK)", (unsigned long long)addr,
@@ -58,6 +73,12 @@ PyObject *
 errors_invalid_offset(module_state *state, PyObject *offset)
 {
     return errors_raise(state->InvalidOffsetError, "(O)", offset);
+}
+
+PyObject *
+errors_invalid_offset_u64(module_state *state, uint64_t offset)
+{
+    return errors_raise(state->InvalidOffsetError, "(K)", (unsigned long long)offset);
 }
 
 PyObject *

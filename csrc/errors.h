@@ -10,10 +10,14 @@ PyObject *errors_invalid_address(module_state *state, uint64_t offset, uint64_t 
                                  uint64_t size);
 PyObject *errors_invalid_range(module_state *state, uint64_t offset, uint64_t count,
                                uint64_t size);
+/* NULL: InvalidRangeError, because of what madvise said. */
+PyObject *errors_not_removed(module_state *state, uint64_t offset, uint64_t count,
+                             uint64_t size, int err);
 PyObject *errors_out_of_bounds(module_state *state, uint64_t addr, uint64_t size);
 PyObject *errors_address_overflow(module_state *state, uint64_t base, uint64_t offset);
 /* NULL: offset is the int that was given. */
 PyObject *errors_invalid_offset(module_state *state, PyObject *offset);
+PyObject *errors_invalid_offset_u64(module_state *state, uint64_t offset);
 /* NULL: TypeError "<what> must be <expected>, not '<type of given>'". */
 PyObject *errors_wrong_type(const char *what, const char *expected, PyObject *given);
 PyObject *errors_closed(module_state *state, const char *text);

@@ -11,6 +11,7 @@
 
 struct foreign_struct {
     PyObject *type;
+    PyObject *format;
     PyObject *size;
     PyObject *unpack;
     PyObject *pack;
@@ -43,6 +44,7 @@ static void
 foreign_struct_free(struct foreign_struct *self)
 {
     Py_XDECREF(self->type);
+    Py_XDECREF(self->format);
     Py_XDECREF(self->size);
     Py_XDECREF(self->unpack);
     Py_XDECREF(self->pack);
@@ -61,6 +63,7 @@ foreign_struct_new(PyObject *module)
         return NULL;
     }
     if ((self->type = foreign_type(module, "Struct")) == NULL
+        || (self->format = PyObject_GetAttrString(self->type, "format")) == NULL
         || (self->size = PyObject_GetAttrString(self->type, "size")) == NULL
         || (self->unpack = PyObject_GetAttrString(self->type, "unpack")) == NULL
         || (self->pack = PyObject_GetAttrString(self->type, "pack")) == NULL) {
@@ -275,28 +278,61 @@ store_ctypes(const struct object_type *self, PyObject *value)
     return bytes;
 }
 
-/* Struct.pack(self, *value) */
-static PyObject *
-store_struct(PyObject *pack, const struct object_type *self, PyObject *value)
+/* Whether packing these values can run Python code. */
+static bool
+values_are_tame(PyObject *values)
 {
-    if (!PyTuple_Check(value)) {
-        return errors_wrong_type("val", "a tuple for a struct.Struct", value);
+    for (Py_ssize_t i = 0; i < PyTuple_Size(values); i++) {
+        PyObject *value = PyTuple_GetItem(values, i);
+        if (!PyLong_CheckExact(value) && !PyFloat_CheckExact(value)
+            && !PyBytes_CheckExact(value) && !PyBool_Check(value)) {
+            return false;
+        }
     }
-    Py_ssize_t count = PyTuple_Size(value);
+    return true;
+}
+
+/* Struct.pack(self, *values) */
+static PyObject *
+struct_pack(const struct foreign_struct *structs, PyObject *self, PyObject *values)
+{
+    Py_ssize_t count = PyTuple_Size(values);
     PyObject *args = PyTuple_New(count + 1);
     if (args == NULL) {
         return NULL;
     }
-    PyTuple_SetItem(args, 0, Py_NewRef(self->type));
+    PyTuple_SetItem(args, 0, Py_NewRef(self));
     for (Py_ssize_t i = 0; i < count; i++) {
-        PyTuple_SetItem(args, i + 1, Py_NewRef(PyTuple_GetItem(value, i)));
+        PyTuple_SetItem(args, i + 1, Py_NewRef(PyTuple_GetItem(values, i)));
     }
-    PyObject *bytes = PyObject_CallObject(pack, args);
+    PyObject *bytes = PyObject_CallObject(structs->pack, args);
     Py_DECREF(args);
     if (bytes != NULL && !PyBytes_Check(bytes)) {
         errors_wrong_type("what struct.Struct.pack returns", "bytes", bytes);
         Py_CLEAR(bytes);
     }
+    return bytes;
+}
+
+static PyObject *
+store_struct(const struct foreign_struct *structs, const struct object_type *self,
+             PyObject *values)
+{
+    if (!PyTuple_Check(values)) {
+        return errors_wrong_type("val", "a tuple for a struct.Struct", values);
+    }
+    if (values_are_tame(values)) {
+        return struct_pack(structs, self->type, values);
+    }
+    /* CPython crashes if the Struct is initialised again while it packs, as a
+     * value's __index__ might do: so it gets one that nobody else has. */
+    PyObject *format = foreign_describe(structs->format, self->type);
+    PyObject *copy = format == NULL
+                         ? NULL
+                         : PyObject_CallFunctionObjArgs(structs->type, format, NULL);
+    PyObject *bytes = copy == NULL ? NULL : struct_pack(structs, copy, values);
+    Py_XDECREF(format);
+    Py_XDECREF(copy);
     return bytes;
 }
 
@@ -306,7 +342,7 @@ object_type_store(module_state *state, const struct object_type *self, PyObject 
     if (self->make != NULL) {
         return store_ctypes(self, value);
     }
-    return store_struct(foreign_struct_get(state)->pack, self, value);
+    return store_struct(atomic_load(&state->structs), self, value);
 }
 
 int
@@ -316,6 +352,7 @@ object_type_traverse(module_state *state, visitproc visit, void *arg)
     struct foreign_struct *structs = atomic_load(&state->structs);
     if (structs != NULL) {
         Py_VISIT(structs->type);
+        Py_VISIT(structs->format);
         Py_VISIT(structs->size);
         Py_VISIT(structs->unpack);
         Py_VISIT(structs->pack);

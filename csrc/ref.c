@@ -123,7 +123,7 @@ PyDoc_STRVAR(ref_load_doc,
              "\n"
              "A scalar at an address that is a multiple of its size is one access;\n"
              "anything else is one copy, which tears no aligned field of up to 8\n"
-             "bytes.");
+             "bytes. TypeError where the type has changed its size meanwhile.");
 
 static PyObject *
 ref_load(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)

@@ -209,11 +209,21 @@ scalar_own_bits(const scalar_object *self)
     return UINT64_C(1) << (self->kind == SCALAR_SIGNED || bits == 64 ? bits - 1 : bits);
 }
 
+/* A constant refers to its type alone, but the collector must see that: the type
+ * refers to the module, and that to the constant. */
+static int
+scalar_traverse(PyObject *op, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(op));
+    return 0;
+}
+
 static void
 scalar_dealloc(PyObject *op)
 {
     PyTypeObject *type = Py_TYPE(op);
-    PyObject_Free(op);
+    PyObject_GC_UnTrack(op);
+    PyObject_GC_Del(op);
     Py_DECREF(type);
 }
 
@@ -270,15 +280,19 @@ PyDoc_STRVAR(
     "stored by one instruction. A value that does not fit is an OverflowError.");
 
 static PyType_Slot scalar_slots[] = {
-    {Py_tp_doc, SLOT(scalar_doc)},   {Py_tp_dealloc, SLOT(scalar_dealloc)},
-    {Py_tp_repr, SLOT(scalar_repr)}, {Py_tp_methods, scalar_methods},
-    {Py_tp_getset, scalar_getset},   {0, NULL},
+    {Py_tp_doc, SLOT(scalar_doc)},
+    {Py_tp_dealloc, SLOT(scalar_dealloc)},
+    {Py_tp_traverse, SLOT(scalar_traverse)},
+    {Py_tp_repr, SLOT(scalar_repr)},
+    {Py_tp_methods, scalar_methods},
+    {Py_tp_getset, scalar_getset},
+    {0, NULL},
 };
 
 static PyType_Spec scalar_spec = {
     .name = "guestmem.Scalar",
     .basicsize = sizeof(scalar_object),
-    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
              | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = scalar_slots,
 };
@@ -291,7 +305,7 @@ scalar_init(PyObject *module, module_state *state)
         return -1;
     }
     for (size_t i = 0; i < Py_ARRAY_LENGTH(scalar_constants); i++) {
-        scalar_object *scalar = PyObject_New(scalar_object, state->scalar_type);
+        scalar_object *scalar = PyObject_GC_New(scalar_object, state->scalar_type);
         if (scalar == NULL) {
             return -1;
         }
@@ -300,6 +314,7 @@ scalar_init(PyObject *module, module_state *state)
         scalar->kind = scalar_constants[i].kind;
         scalar->swapped = scalar_constants[i].swapped;
         scalar->own_bits = scalar_own_bits(scalar);
+        PyObject_GC_Track((PyObject *)scalar);
         int added = PyModule_AddObjectRef(module, scalar->name, (PyObject *)scalar);
         Py_DECREF(scalar);
         if (added < 0) {

@@ -163,7 +163,8 @@ PyDoc_STRVAR(slice_copy_to_doc,
              "copy_to($self, buf, /)\n--\n\n"
              "Copy to a writable buffer; return the count of bytes.\n"
              "\n"
-             "The count is the smaller of the two lengths in bytes.");
+             "The count is the smaller of the two lengths in bytes. BufferError where\n"
+             "buf is read-only or not contiguous, ClosedError once released.");
 
 static PyObject *
 slice_copy_to(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -175,7 +176,8 @@ PyDoc_STRVAR(slice_copy_from_doc,
              "copy_from($self, buf, /)\n--\n\n"
              "Copy from a buffer; return the count of bytes.\n"
              "\n"
-             "The count is the smaller of the two lengths in bytes.");
+             "The count is the smaller of the two lengths in bytes. BufferError where\n"
+             "buf is not contiguous, ClosedError once released.");
 
 static PyObject *
 slice_copy_from(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -190,7 +192,8 @@ PyDoc_STRVAR(
     "\n"
     "The count is the smaller of the two sizes. The two may overlap (as memmove).\n"
     "Aligned fields of up to 8 bytes of dst are not torn, and those of the source\n"
-    "neither where the two addresses agree modulo 8.");
+    "neither where the two addresses agree modulo 8. ClosedError once either slice\n"
+    "was released, TypeError where dst is no VolatileSlice.");
 
 static PyObject *
 slice_copy_to_volatile_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)

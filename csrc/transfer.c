@@ -330,7 +330,7 @@ transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
             return -1;
         }
         if (offset > INT64_MAX) {
-            errors_invalid_offset(self->state, position);
+            errors_invalid_offset_u64(self->state, offset);
             return -1;
         }
         self->position = (int64_t)offset;
@@ -358,11 +358,7 @@ transfer_do(struct transfer *self)
     }
     else if (self->position != OS_FILE_POSITION
              && self->count > (uint64_t)(INT64_MAX - self->position)) {
-        PyObject *position = PyLong_FromLongLong(self->position);
-        if (position != NULL) {
-            errors_invalid_offset(self->state, position);
-            Py_DECREF(position);
-        }
+        errors_invalid_offset_u64(self->state, (uint64_t)self->position);
     }
     else {
         done = transfer_run(self) == 0;

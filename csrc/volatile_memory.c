@@ -13,6 +13,7 @@
 #include "native.h"
 
 #include "access.h"
+#include "args.h"
 #include "volatile_memory.h"
 
 #include <string.h>
@@ -150,6 +151,55 @@ memory_bytes_at(const char *guest, size_t count)
         memory_copy_out(PyBytes_AsString(bytes), guest, count);
     }
     return bytes;
+}
+
+const char memory_enter_block_doc[] =
+    PyDoc_STR("__enter__($self, /)\n--\n\n"
+              "Return the object itself; ClosedError once closed.");
+
+PyObject *
+memory_enter_block(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    memory_object *self = memory_of(op);
+    if (memory_enter(self, SHORT) < 0) {
+        return NULL;
+    }
+    memory_leave(self, SHORT);
+    return Py_NewRef(op);
+}
+
+const char memory_exit_block_doc[] = PyDoc_STR(
+    "__exit__($self, exc_type=None, exc_value=None, traceback=None, /)\n--\n\n"
+    "Close or release; BufferError where the memory is borrowed still.\n"
+    "\n"
+    "When the block ends by an exception, that exception is never replaced: the\n"
+    "object is closed at once, those who borrow from it go on, and the last of them\n"
+    "gives the memory back.");
+
+PyObject *
+memory_exit_block(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    if (args_count(nargs, 0, 3, "__exit__", "exc_type, exc_value, traceback") < 0) {
+        return NULL;
+    }
+    if (nargs == 0 || Py_IsNone(args[0])) {
+        return memory_close(self);
+    }
+    if (hold_abandon(self->hold)) {
+        memory_vacate(self);
+    }
+    Py_RETURN_NONE;
+}
+
+const char memory_reduce_doc[] =
+    PyDoc_STR("__reduce__($self)\n--\n\n"
+              "Raise TypeError: memory is not copied or pickled.");
+
+PyObject *
+memory_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return errors_not_copied(op);
 }
 
 static PyObject *

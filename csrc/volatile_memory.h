@@ -149,13 +149,19 @@ PyObject *memory_close(memory_object *self);
 /* The methods of VolatileMemory: accessors.c. */
 extern PyMethodDef memory_methods[];
 
-/* read_to_memory and write_from_memory: transfer.c. */
+/* Those that stand in files of their own: transfer.c, remove_range.c,
+ * volatile_memory.c. */
 PyObject *transfer_read_to_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                                   PyObject *kwnames);
 PyObject *transfer_write_from_memory(PyObject *op, PyObject *const *args,
                                      Py_ssize_t nargs, PyObject *kwnames);
-extern const char transfer_read_to_memory_doc[];
-extern const char transfer_write_from_memory_doc[];
+PyObject *remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *memory_enter_block(PyObject *op, PyObject *ignored);
+PyObject *memory_exit_block(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *memory_reduce(PyObject *op, PyObject *ignored);
+extern const char transfer_read_to_memory_doc[], transfer_write_from_memory_doc[],
+    remove_range_doc[], memory_enter_block_doc[], memory_exit_block_doc[],
+    memory_reduce_doc[];
 
 /* slice.c and ref.c: a new object that borrows [addr, addr + size) of memory
  * that the caller is inside of, or borrows itself. */

@@ -59,12 +59,18 @@ class InvalidAddressError(_RangeError):
 class InvalidRangeError(_RangeError):
     """The range of an I/O or of remove_range() passes the end, or cannot be removed.
 
-    It cannot be removed where ``__cause__`` is a SystemCallFailedError.
+    Where it cannot be removed, reason says why and ``__cause__`` is the
+    SystemCallFailedError; else reason is None.
     """
 
+    def __init__(self, offset: int, count: int, size: int, reason: str | None = None) -> None:
+        super().__init__(offset, count, size)
+        self.args = (offset, count, size, reason)
+        self.reason = reason
+
     def __str__(self) -> str:
-        if self.__cause__ is not None:
-            return f"{self._asked()} cannot be removed: {self.__cause__}"
+        if self.reason is not None:
+            return f"{self._asked()} cannot be removed: {self.reason}"
         return f"{self._asked()} passes the end of memory of size {self.size:#x}"
 
 
