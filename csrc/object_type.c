@@ -19,7 +19,7 @@ struct foreign_struct {
      * through the descriptor costs as much again. NULL where it is otherwise. */
     PyCFunction unpack_function;
 #ifndef Py_GIL_DISABLED
-    PyObject *last; /* looked up, and its size; NULL at first */
+    PyObject *last; /* the one that was looked up last: an address, not a reference */
     size_t last_size;
 #endif
 };
@@ -48,9 +48,6 @@ foreign_struct_free(struct foreign_struct *self)
     Py_XDECREF(self->size);
     Py_XDECREF(self->unpack);
     Py_XDECREF(self->pack);
-#ifndef Py_GIL_DISABLED
-    Py_XDECREF(self->last);
-#endif
     PyMem_Free(self);
 }
 
@@ -129,27 +126,22 @@ object_type_find(module_state *state, PyObject *type, struct object_type *out)
 }
 
 #ifndef Py_GIL_DISABLED
-static void
-last_set(struct foreign_struct *structs, PyObject *self, size_t size)
-{
-    PyObject *old = structs->last;
-    structs->last = Py_XNewRef(self);
-    structs->last_size = size;
-    Py_XDECREF(old);
-}
-
+/* Another Struct may have taken the address of the last one. That is as harmless as
+ * the same one with another size: unpack refuses bytes that are not of its size. */
 int
 object_type_recall(module_state *state, PyObject *type, struct object_type *out)
 {
     struct foreign_struct *structs = atomic_load(&state->structs);
-    if (structs != NULL && structs->last == type) {
+    if (structs != NULL && structs->last == type
+        && PyObject_TypeCheck(type, (PyTypeObject *)structs->type)) {
         *out = (struct object_type){type, structs->last_size, NULL, NULL, true};
         return 0;
     }
     int result = object_type_find(state, type, out);
     structs = atomic_load(&state->structs);
     if (result == 0 && out->make == NULL && structs != NULL) {
-        last_set(structs, type, out->size);
+        structs->last = type;
+        structs->last_size = out->size;
     }
     return result;
 }
@@ -157,7 +149,7 @@ object_type_recall(module_state *state, PyObject *type, struct object_type *out)
 void
 object_type_forget(module_state *state)
 {
-    last_set(atomic_load(&state->structs), NULL, 0);
+    atomic_load(&state->structs)->last = NULL;
 }
 #else
 int
@@ -356,9 +348,6 @@ object_type_traverse(module_state *state, visitproc visit, void *arg)
         Py_VISIT(structs->size);
         Py_VISIT(structs->unpack);
         Py_VISIT(structs->pack);
-#ifndef Py_GIL_DISABLED
-        Py_VISIT(structs->last);
-#endif
     }
     return ctypes == NULL ? 0 : plain_class_traverse(ctypes, visit, arg);
 }
