@@ -132,19 +132,20 @@ args_u64_slow(PyObject *arg, const char *name, uint64_t *out)
     }
     int overflow, result = 0;
     long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    *out = (uint64_t)value;
     if (overflow > 0) {
         *out = PyLong_AsUnsignedLongLong(number);
-        if (PyErr_Occurred()) {
-            PyErr_Format(PyExc_OverflowError, "%s must be below 2**64", name);
-            result = -1;
-        }
+        result = PyErr_Occurred() ? -1 : 0;
+        PyErr_Clear();
     }
     else if (overflow < 0 || value < 0) {
-        PyErr_Format(PyExc_OverflowError, "%s must not be negative", name);
         result = -1;
     }
-    else {
-        *out = (uint64_t)value;
+    PyObject *text = result < 0 ? errors_int_text(number) : NULL;
+    if (text != NULL) {
+        PyErr_Format(PyExc_OverflowError, "%s must be from 0 to 2**64 - 1, not %U",
+                     name, text);
+        Py_DECREF(text);
     }
     Py_DECREF(number);
     return result;

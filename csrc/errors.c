@@ -95,6 +95,24 @@ errors_wrong_type(const char *what, const char *expected, PyObject *given)
 }
 
 PyObject *
+errors_int_text(PyObject *number)
+{
+    int overflow;
+    (void)PyLong_AsLongLongAndOverflow(number, &overflow);
+    if (overflow == 0) {
+        return PyObject_Repr(number);
+    }
+    PyObject *length = PyObject_CallMethod(number, "bit_length", NULL);
+    PyObject *text =
+        length == NULL
+            ? NULL
+            : PyUnicode_FromFormat("%s int of %S bits",
+                                   overflow < 0 ? "a negative" : "an", length);
+    Py_XDECREF(length);
+    return text;
+}
+
+PyObject *
 errors_not_copied(PyObject *op)
 {
     PyObject *name = PyType_GetName(Py_TYPE(op));

@@ -20,6 +20,9 @@ PyObject *errors_invalid_offset(module_state *state, PyObject *offset);
 PyObject *errors_invalid_offset_u64(module_state *state, uint64_t offset);
 /* NULL: TypeError "<what> must be <expected>, not '<type of given>'". */
 PyObject *errors_wrong_type(const char *what, const char *expected, PyObject *given);
+/* An exact int as a text: its digits, or how many bits where they are many, which
+ * could take forever, or be refused. */
+PyObject *errors_int_text(PyObject *number);
 PyObject *errors_closed(module_state *state, const char *text);
 PyObject *errors_system_call(module_state *state, int err, const char *syscall);
 

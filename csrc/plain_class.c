@@ -212,14 +212,41 @@ check_value(const struct foreign_ctypes *ctypes, PyObject *value, PyObject *culp
     return result;
 }
 
+/* Every field that the class declares must still be there to be asked. */
+static int
+check_declared(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *dict)
+{
+    PyObject *fields = PyMapping_GetItemString(dict, "_fields_");
+    if (fields == NULL) {
+        PyErr_Clear(); /* none of its own, or taken away */
+        return 0;
+    }
+    Py_ssize_t count = PySequence_Size(fields);
+    int result = count < 0 ? -1 : 0;
+    for (Py_ssize_t i = 0; i < count && result == 0; i++) {
+        PyObject *field = PySequence_GetItem(fields, i);
+        PyObject *name = field == NULL ? NULL : PySequence_GetItem(field, 0);
+        PyObject *found = name == NULL ? NULL : PyObject_GetItem(dict, name);
+        if (found == NULL || !Py_IS_TYPE(found, (PyTypeObject *)ctypes->field_type)) {
+            PyErr_Clear();
+            result = refuse(cls);
+        }
+        Py_XDECREF(found);
+        Py_XDECREF(name);
+        Py_XDECREF(field);
+    }
+    Py_DECREF(fields);
+    return result;
+}
+
 /* The fields that one class adds: those of its descriptors that are fields. */
 static int
 check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *instance)
 {
     PyObject *dict = foreign_describe(ctypes->dict_of_type, cls);
     PyObject *values = dict == NULL ? NULL : PyMapping_Values(dict);
-    Py_ssize_t count = values == NULL ? -1 : PyList_Size(values);
-    int result = values == NULL ? -1 : 0;
+    int result = values == NULL ? -1 : check_declared(ctypes, cls, dict);
+    Py_ssize_t count = values == NULL ? 0 : PyList_Size(values);
     for (Py_ssize_t i = 0; i < count && result == 0; i++) {
         PyObject *field = PyList_GetItem(values, i);
         if (Py_IS_TYPE(field, (PyTypeObject *)ctypes->field_type)) {

@@ -246,7 +246,8 @@ static PyMethodDef ref_methods[] = {
     {"as_ptr", FASTCALL(ref_as_ptr), ref_as_ptr_doc},
     {"__reduce__", ref_reduce, METH_NOARGS, ref_reduce_doc},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
-     PyDoc_STR("VolatileRef[int], for annotations.")},
+     PyDoc_STR("__class_getitem__($type, item, /)\n--\n\n"
+               "VolatileRef[int], for annotations.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -97,27 +97,37 @@ scalar_to_object_slow(const scalar_object *self, uint64_t bits)
     }
 }
 
-/* OverflowError that names the value and the scalar. A value of many digits is
- * named by its size: turning it into text could take forever, or be refused. */
+/* OverflowError that names the value (text is stolen, NULL on error) and the
+ * scalar. */
 static int
-scalar_does_not_fit(const scalar_object *self, PyObject *value)
+scalar_does_not_fit(const scalar_object *self, PyObject *text)
 {
-    int overflow = 0;
-    if (PyLong_Check(value)) {
-        (void)PyLong_AsLongLongAndOverflow(value, &overflow);
-    }
-    if (overflow == 0) {
-        PyErr_Format(PyExc_OverflowError, "%R does not fit guestmem.%s", value,
+    if (text != NULL) {
+        PyErr_Format(PyExc_OverflowError, "%U does not fit guestmem.%s", text,
                      self->name);
-        return -1;
-    }
-    PyObject *length = PyObject_CallMethod(value, "bit_length", NULL);
-    if (length != NULL) {
-        PyErr_Format(PyExc_OverflowError, "%s int of %S bits does not fit guestmem.%s",
-                     overflow < 0 ? "a negative" : "an", length, self->name);
-        Py_DECREF(length);
+        Py_DECREF(text);
     }
     return -1;
+}
+
+/* An int that is too large for a double. */
+static int
+scalar_int_is_no_float(const scalar_object *self, PyObject *value)
+{
+    PyErr_Clear();
+    PyObject *number = PyNumber_Index(value);
+    PyObject *text = number == NULL ? NULL : errors_int_text(number);
+    Py_XDECREF(number);
+    return scalar_does_not_fit(self, text);
+}
+
+static int
+scalar_float_does_not_fit(const scalar_object *self, double value)
+{
+    PyObject *number = PyFloat_FromDouble(value);
+    PyObject *text = number == NULL ? NULL : PyObject_Repr(number);
+    Py_XDECREF(number);
+    return scalar_does_not_fit(self, text);
 }
 
 static int
@@ -126,8 +136,7 @@ scalar_float_from_object(const scalar_object *self, PyObject *value, uint64_t *b
     double number = PyFloat_AsDouble(value);
     if (number == -1.0 && PyErr_Occurred()) {
         if (PyErr_ExceptionMatches(PyExc_OverflowError) && PyLong_Check(value)) {
-            PyErr_Clear();
-            return scalar_does_not_fit(self, value);
+            return scalar_int_is_no_float(self, value);
         }
         return -1;
     }
@@ -137,7 +146,7 @@ scalar_float_from_object(const scalar_object *self, PyObject *value, uint64_t *b
     }
     float single = (float)number;
     if (isinf(single) && !isinf(number)) {
-        return scalar_does_not_fit(self, value);
+        return scalar_float_does_not_fit(self, number);
     }
     uint32_t narrow;
     memcpy(&narrow, &single, sizeof(narrow));
@@ -168,7 +177,7 @@ scalar_int_from_object(const scalar_object *self, PyObject *value, uint64_t *bit
         }
         PyErr_Clear(); /* more than 64 bits */
     }
-    return scalar_does_not_fit(self, value);
+    return scalar_does_not_fit(self, errors_int_text(value));
 }
 
 int
@@ -258,7 +267,8 @@ scalar_get_size(PyObject *op, void *Py_UNUSED(closure))
 static PyMethodDef scalar_methods[] = {
     {"__reduce__", scalar_reduce, METH_NOARGS, scalar_reduce_doc},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
-     PyDoc_STR("Scalar[int] and Scalar[float], for annotations.")},
+     PyDoc_STR("__class_getitem__($type, item, /)\n--\n\n"
+               "Scalar[int] and Scalar[float], for annotations.")},
     {NULL, NULL, 0, NULL},
 };
 

@@ -36,7 +36,8 @@ struct transfer {
     size_t done;
     enum by by;
     int fd;
-    int64_t position;
+    bool positioned; /* pread and pwrite, from position on */
+    uint64_t position;
     PyObject *method; /* strong; NULL for an fd */
 };
 
@@ -133,9 +134,8 @@ transfer_bad_address(struct transfer *self, char *addr, size_t left)
 static int
 transfer_step_fd(struct transfer *self, char *addr, size_t left, size_t *moved)
 {
-    int64_t position = self->position == OS_FILE_POSITION
-                           ? OS_FILE_POSITION
-                           : self->position + (int64_t)self->done;
+    int64_t position =
+        self->positioned ? (int64_t)(self->position + self->done) : OS_FILE_POSITION;
     int err;
     Py_BEGIN_ALLOW_THREADS
     err = self->reading ? os_file_read(self->fd, addr, left, position, moved)
@@ -321,23 +321,18 @@ transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
 {
     const char *name = self->reading ? "src" : "dst";
     PyObject *text_io_base = self->state->text_io_base;
-    self->position = OS_FILE_POSITION;
     self->by = BY_FD;
     if (position != NULL && !Py_IsNone(position)) {
-        uint64_t offset;
-        if (args_u64(position, self->reading ? "src_offset" : "dst_offset", &offset)
+        if (args_u64(position, self->reading ? "src_offset" : "dst_offset",
+                     &self->position)
             < 0) {
             return -1;
         }
-        if (offset > INT64_MAX) {
-            errors_invalid_offset_u64(self->state, offset);
-            return -1;
-        }
-        self->position = (int64_t)offset;
+        self->positioned = true;
     }
     /* An unbuffered FileIO is as good as its fd. A subclass may do otherwise. */
     if (PyLong_Check(stream) || Py_IS_TYPE(stream, (PyTypeObject *)self->state->file_io)
-        || (self->position != OS_FILE_POSITION
+        || (self->positioned
             && !PyObject_TypeCheck(stream, (PyTypeObject *)text_io_base))) {
         return args_fd(stream, name, &self->fd) < 0 ? transfer_wrap(self) : 0;
     }
@@ -356,9 +351,8 @@ transfer_do(struct transfer *self)
     if (!range_fits(self->mem_offset, self->count, memory->size)) {
         errors_invalid_range(self->state, self->mem_offset, self->count, memory->size);
     }
-    else if (self->position != OS_FILE_POSITION
-             && self->count > (uint64_t)(INT64_MAX - self->position)) {
-        errors_invalid_offset_u64(self->state, (uint64_t)self->position);
+    else if (self->positioned && !range_fits(self->position, self->count, INT64_MAX)) {
+        errors_invalid_offset_u64(self->state, self->position);
     }
     else {
         done = transfer_run(self) == 0;
