@@ -1,0 +1,182 @@
+"""What a user finds by help(), dir() and inspect.signature(): the API and its documentation."""
+
+import inspect
+import pydoc
+import re
+
+import pytest
+
+import guestmem
+from guestmem import (
+    MemoryMapping,
+    Scalar,
+    VolatileMemory,
+    VolatileRef,
+    VolatileSlice,
+    errors,
+)
+
+TYPES = [VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar]
+
+# What there is: the signature, and the errors that help() must mention. The signature of a property
+# is None.
+MEMORY: dict[str, tuple[str | None, str]] = {
+    "size": (None, ""),
+    "closed": (None, ""),
+    "as_ptr": ("(self, /)", "ClosedError"),
+    "get_slice": ("(self, offset, count, /)", "AddressOverflowError OutOfBoundsError"),
+    "get_ref": ("(self, offset, type, /)", "get_slice"),
+    "read_obj": ("(self, offset, type, /)", "InvalidAddressError TypeError"),
+    "write_obj": ("(self, val, offset, /, type=None)", "InvalidAddressError OverflowError"),
+    "read_slice": ("(self, buf, offset, /)", "InvalidAddressError"),
+    "write_slice": ("(self, buf, offset, /)", "InvalidAddressError"),
+    "read_bytes": ("(self, offset, count, /)", "InvalidAddressError"),
+    "read_exact": ("(self, buf, offset, /)", "InvalidAddressError"),
+    "write_all": ("(self, buf, offset, /)", "InvalidAddressError"),
+    "read_to_memory": (
+        "(self, /, mem_offset, src, count, src_offset=None)",
+        "InvalidRangeError ReadFromSourceError EOFError BlockingIOError WriteToMemoryError",
+    ),
+    "write_from_memory": (
+        "(self, /, mem_offset, dst, count, dst_offset=None)",
+        "InvalidRangeError WriteToDestinationError BlockingIOError ReadFromMemoryError",
+    ),
+    "fill": ("(self, byte, offset=0, count=None, /)", "InvalidAddressError OverflowError"),
+    "remove_range": ("(self, mem_offset, count, /)", "InvalidRangeError SystemCallFailedError"),
+    "__enter__": ("(self, /)", "ClosedError"),
+    "__exit__": ("(self, exc_type=None, exc_value=None, traceback=None, /)", "BufferError"),
+}
+API: dict[type, dict[str, tuple[str | None, str]]] = {
+    VolatileMemory: MEMORY,
+    MemoryMapping: MEMORY | {
+        "from_fd": ("(fd, size)", "SystemCallFailedError|from_fd_offset"),
+        "from_fd_offset": ("(fd, size, offset)", "InvalidOffsetError SystemCallFailedError"),
+        "close": ("(self, /)", "BufferError"),
+    },
+    VolatileSlice: MEMORY | {
+        "from_buffer": ("(obj)", "BufferError"),
+        "offset": ("(self, count, /)", "OutOfBoundsError"),
+        "copy_to": ("(self, buf, /)", "BufferError|ClosedError"),
+        "copy_from": ("(self, buf, /)", "BufferError|ClosedError"),
+        "copy_to_volatile_slice": ("(self, dst, /)", "ClosedError|TypeError"),
+        "release": ("(self, /)", "BufferError"),
+    },
+    VolatileRef: {
+        "type": (None, ""),
+        "size": (None, ""),
+        "load": ("(self, /)", "TypeError"),  # of a Struct or class whose size has changed
+        "store": ("(self, val, /)", "OverflowError"),
+        "to_slice": ("(self, /)", ""),
+        "as_ptr": ("(self, /)", ""),
+    },
+    Scalar: {"name": (None, ""), "size": (None, "")},
+}  # fmt: skip
+MEMBERS = [(cls, name) for cls, members in API.items() for name in members]
+each_member = pytest.mark.parametrize(
+    ("cls", "name"), MEMBERS, ids=[f"{c.__name__}.{n}" for c, n in MEMBERS]
+)
+
+SCALARS = [
+    *("u8", "u16", "u32", "u64", "usize", "i8", "i16", "i32", "i64", "isize", "f32", "f64"),
+    *("le16", "le32", "le64", "be16", "be32", "be64"),
+]
+NAMES = {*(cls.__name__ for cls in TYPES), *SCALARS, *errors.__all__}
+
+
+def help_of(thing: object) -> str:
+    """Return what help() shows, without the overstrikes that stand for bold."""
+    return re.sub(".\b", "", pydoc.render_doc(thing))
+
+
+def test_public_names() -> None:
+    assert set(guestmem.__all__) == NAMES | {"__version__"}
+    assert len(guestmem.__all__) == len(set(guestmem.__all__))
+    public = {n for n, v in vars(guestmem).items() if n[0] != "_" and not inspect.ismodule(v)}
+    assert public == NAMES
+
+
+def test_star_import() -> None:
+    namespace: dict[str, object] = {}
+    exec("from guestmem import *", namespace)
+    assert set(namespace) - {"__builtins__"} == NAMES | {"__version__"}
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_public_names_are_documented(name: str) -> None:
+    thing = getattr(guestmem, name)
+    text = inspect.getdoc(thing)
+    assert text is not None
+    assert re.match(r"[A-Z_a-z+ ]+\S", text)
+    if isinstance(thing, type):
+        assert thing.__module__ == ("guestmem.errors" if name in errors.__all__ else "guestmem")
+        assert thing.__qualname__ == name
+        assert "guestmem" in help_of(thing)
+    assert guestmem.__doc__
+
+
+def test_there_are_no_other_members() -> None:
+    for cls, members in API.items():
+        inherited = VolatileMemory if cls in (MemoryMapping, VolatileSlice) else object
+        public = {n for n in dir(cls) if n[0] != "_" or (n in MEMORY and hasattr(inherited, n))}
+        assert public | (set(MEMORY) & set(vars(cls))) == set(members)
+
+
+@each_member
+def test_signature(cls: type, name: str) -> None:
+    expected, _ = API[cls][name]
+    member = getattr(cls, name)
+    if expected is None:
+        assert inspect.isdatadescriptor(member)
+    else:
+        assert member.__text_signature__
+        assert str(inspect.signature(member)) == expected
+
+
+@each_member
+def test_documentation(cls: type, name: str) -> None:
+    text = inspect.getdoc(getattr(cls, name))
+    assert text
+    summary = text.split("\n\n")[0]
+    assert re.match(r"[A-Z].*\.$", summary, re.DOTALL)
+    assert len(summary) <= 140
+    assert all(len(line) <= 88 for line in text.split("\n"))
+
+
+@each_member
+def test_help_mentions_the_errors(cls: type, name: str) -> None:
+    _, needed = API[cls][name]
+    text = help_of(getattr(cls, name))
+    words = " ".join(text.split())
+    for error in re.findall(r"[\w|]+", needed):
+        assert any(e in words for e in error.split("|")), f"help() does not mention {error}"
+
+
+@pytest.mark.parametrize("name", ["as_ptr"])
+def test_as_ptr_says_that_it_holds_nothing(name: str) -> None:
+    for cls in (VolatileMemory, VolatileRef):
+        assert "It holds nothing: keep " in str(inspect.getdoc(getattr(cls, name)))
+
+
+def test_constructor() -> None:
+    assert str(inspect.signature(MemoryMapping)) == "(size)"
+    assert MemoryMapping(size=5).size == 5
+    for args in ((), (1, 2)):
+        with pytest.raises(TypeError, match="MemoryMapping"):
+            MemoryMapping(*args)
+    for kwargs in ({"length": 5}, {"size": 5, "x": 1}):
+        with pytest.raises(TypeError, match="MemoryMapping"):
+            MemoryMapping(**kwargs)
+    with pytest.raises(TypeError, match="size"):
+        MemoryMapping(5, size=5)  # type: ignore[misc]
+
+
+def test_initialising_again_changes_nothing() -> None:
+    m = MemoryMapping(5)
+    m.write_all(b"12345", 0)
+    address = m.as_ptr()
+    for args in ((), (4096,)):
+        try:
+            m.__init__(*args)
+        except TypeError:
+            assert args
+        assert (m.size, m.as_ptr(), m.read_bytes(0, 5)) == (5, address, b"12345")
