@@ -44,7 +44,6 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
 #define ERROR_VISIT(name) Py_VISIT(state->name);
     ERROR_CLASSES(ERROR_VISIT)
 #undef ERROR_VISIT
-    Py_VISIT(state->text_io_base);
     Py_VISIT(state->file_io);
     return object_type_traverse(state, visit, arg);
 }
@@ -64,7 +63,6 @@ native_free(void *op)
 #define ERROR_CLEAR(name) Py_CLEAR(state->name);
     ERROR_CLASSES(ERROR_CLEAR)
 #undef ERROR_CLEAR
-    Py_CLEAR(state->text_io_base);
     Py_CLEAR(state->file_io);
     object_type_clear(state);
 }

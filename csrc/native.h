@@ -40,9 +40,7 @@ typedef struct {
     ERROR_CLASSES(ERROR_FIELD)
 #undef ERROR_FIELD
 
-    /* io.TextIOBase's C base and io.FileIO: how a stream is read. */
-    PyObject *text_io_base;
-    PyObject *file_io;
+    PyObject *file_io; /* io.FileIO */
 
     /* What ctypes and struct offer, once somebody uses them: object_type.c. */
     struct foreign_ctypes *_Atomic ctypes;

@@ -287,17 +287,31 @@ transfer_run(struct transfer *self)
     return 0;
 }
 
+/* Text is known by its encoding: that of io.TextIOBase, and of the objects in codecs
+ * and tempfile, which pass readinto() on to the binary file below them. */
+static int
+transfer_refuse_text(struct transfer *self, PyObject *stream)
+{
+    PyObject *encoding = PyObject_GetAttrString(stream, "encoding");
+    if (encoding != NULL) {
+        Py_DECREF(encoding);
+        errors_wrong_type(self->reading ? "src" : "dst", "a file opened in binary mode",
+                          stream);
+        return -1;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        return -1;
+    }
+    PyErr_Clear();
+    return 0;
+}
+
 /* The method by which an object is asked; -1 with TypeError where it has none. */
 static int
 transfer_find_method(struct transfer *self, PyObject *stream)
 {
     enum by candidates[] = {self->reading ? BY_READINTO : BY_WRITE, BY_READ};
     int count = self->reading ? 2 : 1;
-    if (PyObject_TypeCheck(stream, (PyTypeObject *)self->state->text_io_base)) {
-        errors_wrong_type(self->reading ? "src" : "dst", "a file opened in binary mode",
-                          stream);
-        return -1;
-    }
     for (int i = 0; i < count; i++) {
         self->by = candidates[i];
         self->method = PyObject_GetAttrString(stream, method_names[self->by]);
@@ -319,22 +333,23 @@ transfer_find_method(struct transfer *self, PyObject *stream)
 static int
 transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
 {
-    const char *name = self->reading ? "src" : "dst";
-    PyObject *text_io_base = self->state->text_io_base;
     self->by = BY_FD;
-    if (position != NULL && !Py_IsNone(position)) {
-        if (args_u64(position, self->reading ? "src_offset" : "dst_offset",
-                     &self->position)
-            < 0) {
-            return -1;
-        }
-        self->positioned = true;
+    self->positioned = position != NULL && !Py_IsNone(position);
+    if (self->positioned
+        && args_u64(position, self->reading ? "src_offset" : "dst_offset",
+                    &self->position)
+               < 0) {
+        return -1;
     }
     /* An unbuffered FileIO is as good as its fd. A subclass may do otherwise. */
-    if (PyLong_Check(stream) || Py_IS_TYPE(stream, (PyTypeObject *)self->state->file_io)
-        || (self->positioned
-            && !PyObject_TypeCheck(stream, (PyTypeObject *)text_io_base))) {
-        return args_fd(stream, name, &self->fd) < 0 ? transfer_wrap(self) : 0;
+    bool is_fd = PyLong_Check(stream)
+                 || Py_IS_TYPE(stream, (PyTypeObject *)self->state->file_io);
+    if (!is_fd && transfer_refuse_text(self, stream) < 0) {
+        return -1;
+    }
+    if (is_fd || self->positioned) {
+        int result = args_fd(stream, self->reading ? "src" : "dst", &self->fd);
+        return result < 0 ? transfer_wrap(self) : 0;
     }
     return transfer_find_method(self, stream);
 }
@@ -452,9 +467,7 @@ transfer_init(PyObject *module, module_state *state)
     if (io == NULL) {
         return -1;
     }
-    state->text_io_base = PyObject_GetAttrString(io, "_TextIOBase");
-    state->file_io =
-        state->text_io_base == NULL ? NULL : PyObject_GetAttrString(io, "FileIO");
+    state->file_io = PyObject_GetAttrString(io, "FileIO");
     Py_DECREF(io);
     return state->file_io == NULL ? -1 : 0;
 }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import subprocess
 import sys
 import textwrap
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -87,3 +89,12 @@ def run(
 @pytest.fixture
 def run_child() -> Callable[..., str]:
     return run
+
+
+@pytest.fixture
+def mortal_classes() -> None:
+    """Skip where this Python makes classes immortal: free-threaded 3.13, after a first thread."""
+    control = weakref.ref(type("Control", (), {}))
+    gc.collect()
+    if control() is not None:
+        pytest.skip("this Python makes classes immortal")

@@ -308,6 +308,7 @@ def test_fields_that_come_later() -> None:
     assert caught.value.count == 8
 
 
+@pytest.mark.usefixtures("mortal_classes")
 def test_classes_that_come_and_go() -> None:
     m = filled()
     gone = []

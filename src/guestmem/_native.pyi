@@ -8,6 +8,7 @@ from typing import (
     Generic,
     NoReturn,
     Protocol,
+    Self,
     SupportsFloat,
     SupportsIndex,
     TypeAlias,
@@ -16,7 +17,7 @@ from typing import (
     overload,
 )
 
-from typing_extensions import Buffer, Self, disjoint_base
+from typing_extensions import Buffer, disjoint_base
 
 _T = TypeVar("_T")
 _C = TypeVar("_C", bound=_CData)

@@ -39,8 +39,8 @@ class VolatileMemoryError(GuestMemoryError):
 
 
 class _RangeError(MmapError, IndexError):
-    def __init__(self, offset: int, count: int, size: int) -> None:
-        super().__init__(offset, count, size)
+    def __init__(self, offset: int, count: int, size: int, *more: object) -> None:
+        super().__init__(offset, count, size, *more)
         self.offset = offset
         self.count = count
         self.size = size
@@ -51,6 +51,9 @@ class _RangeError(MmapError, IndexError):
 
 class InvalidAddressError(_RangeError):
     """Requested memory is out of range: offset and count do not fit in size (bytes)."""
+
+    def __init__(self, offset: int, count: int, size: int) -> None:
+        super().__init__(offset, count, size)
 
     def __str__(self) -> str:
         return f"{self._asked()} is not within memory of size {self.size:#x}"
@@ -64,8 +67,7 @@ class InvalidRangeError(_RangeError):
     """
 
     def __init__(self, offset: int, count: int, size: int, reason: str | None = None) -> None:
-        super().__init__(offset, count, size)
-        self.args = (offset, count, size, reason)
+        super().__init__(offset, count, size, reason)
         self.reason = reason
 
     def __str__(self) -> str:

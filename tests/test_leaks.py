@@ -1,0 +1,397 @@
+"""Thousands of calls of everything public, with their errors: nothing may be left over."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import gc
+import io
+import os
+import pickle
+import struct
+import sys
+import sysconfig
+import tracemalloc
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import guestmem
+from guestmem import (
+    MemoryMapping,
+    Scalar,
+    VolatileMemory,
+    VolatileRef,
+    VolatileSlice,
+    be64,
+    f32,
+    f64,
+    u8,
+    u64,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ROUNDS = 1000
+PAGE = 4096
+
+
+class Point(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_uint32), ("y", ctypes.c_uint64))
+
+
+class Growing(ctypes.Structure):
+    """Without fields: it may still get some, so no verdict on it is kept."""
+
+
+class Raising:
+    """Raises a new error each time: one that is raised again keeps its old tracebacks."""
+
+    def __init__(self, error: type[Exception], *arguments: object) -> None:
+        self.error, self.arguments = error, arguments
+
+    def readinto(self, view: object = None) -> Any:
+        raise self.error(*self.arguments)
+
+    write = fileno = __index__ = __float__ = readinto
+
+
+LAYOUT = struct.Struct("<IQ")
+DATA = bytes(range(64))
+LARGE = bytes(1 << 18)
+
+
+def export(memory: VolatileMemory) -> memoryview:
+    return memoryview(memory)[2:].toreadonly()
+
+
+def untyped(*values: object) -> Any:
+    """Forget the types of what is wrong on purpose."""
+    return values
+
+
+class World:
+    """What the calls work on; made once."""
+
+    def __init__(self) -> None:
+        self.m = MemoryMapping(1 << 18)
+        self.s = self.m.get_slice(0, PAGE)
+        self.other = self.m.get_slice(8, 64)
+        self.ref = self.m.get_ref(0, u64)
+        self.point = self.m.get_ref(0, Point)
+        self.tuple = self.m.get_ref(0, LAYOUT)
+        self.closed = MemoryMapping(PAGE)
+        self.closed.close()
+        self.buffer = bytearray(64)
+        self.fd = os.memfd_create("guestmem-leaks")
+        os.ftruncate(self.fd, PAGE)
+
+
+def enter_and_leave(memory: MemoryMapping | VolatileSlice, *, fail: bool) -> None:
+    with memory:
+        kept = memory.get_slice(0, 1)
+        if fail:
+            1 / 0
+        kept.release()
+
+
+# Each key names the public thing that its calls use; "errors" are what they are refused.
+def calls(w: World) -> dict[str, list[Callable[[], object]]]:
+    m: Any = w.m
+    s: Any = w.s
+    closed: Any = w.closed
+    from_buffer: Any = VolatileSlice.from_buffer
+    bad, boom, io_error = untyped(object(), Raising(ZeroDivisionError), Raising(OSError, 5, "five"))
+    return {
+        "MemoryMapping": [
+            lambda: MemoryMapping(PAGE), lambda: MemoryMapping(size=1), lambda: MemoryMapping(0),
+            lambda: MemoryMapping(2**63), lambda: MemoryMapping(-1), lambda: MemoryMapping(bad),
+        ],
+        "MemoryMapping.from_fd": [
+            lambda: MemoryMapping.from_fd(w.fd, PAGE), lambda: MemoryMapping.from_fd(-1, PAGE),
+            lambda: MemoryMapping.from_fd(bad, PAGE), lambda: MemoryMapping.from_fd(boom, PAGE),
+        ],
+        "MemoryMapping.from_fd_offset": [
+            lambda: MemoryMapping.from_fd_offset(w.fd, PAGE, 0),
+            lambda: MemoryMapping.from_fd_offset(w.fd, PAGE, 1),
+            lambda: MemoryMapping.from_fd_offset(w.fd, PAGE, 2**63),
+            lambda: MemoryMapping.from_fd_offset(w.fd, PAGE, bad),
+        ],
+        "MemoryMapping.close": [lambda: MemoryMapping(PAGE).close(), m.close, closed.close],
+        "as_ptr": [m.as_ptr, s.as_ptr, w.ref.as_ptr, closed.as_ptr, lambda: bad_call(m.as_ptr)],
+        "get_slice": [
+            lambda: m.get_slice(0, 8), lambda: s.get_slice(8, 8), lambda: m.get_slice(0, 1 << 20),
+            lambda: m.get_slice(2**63, 2**63), lambda: closed.get_slice(0, 0),
+            lambda: m.get_slice(0, bad), lambda: m.get_slice(2**64, 0),
+        ],
+        "get_ref": [
+            lambda: m.get_ref(0, u64), lambda: s.get_ref(1, Point), lambda: m.get_ref(0, LAYOUT),
+            lambda: m.get_ref(2**20, u8), lambda: m.get_ref(0, bad), lambda: m.get_ref(0, Growing),
+            lambda: m.get_ref(0, ctypes.c_char_p), lambda: m.get_ref(0, ctypes.c_uint16 * 3),
+        ],
+        "read_obj": [
+            lambda: m.read_obj(0, u64), lambda: m.read_obj(1, f32), lambda: m.read_obj(0, Point),
+            lambda: m.read_obj(0, LAYOUT), lambda: s.read_obj(PAGE, u8), lambda: m.read_obj(0, bad),
+            lambda: m.read_obj(0, ctypes.py_object), lambda: closed.read_obj(0, u64),
+            lambda: m.read_obj(0, Growing),
+        ],
+        "write_obj": [
+            lambda: m.write_obj(2**64 - 1, 0, u64), lambda: m.write_obj(1.5, 3, f64),
+            lambda: m.write_obj(Point(1, 2), 0), lambda: m.write_obj((1, 2), 0, type=LAYOUT),
+            lambda: m.write_obj(2**64, 0, u64), lambda: m.write_obj(10**400, 0, f64),
+            lambda: m.write_obj("1", 0, be64), lambda: m.write_obj((1,), 0, LAYOUT),
+            lambda: m.write_obj(bad, 0), lambda: m.write_obj(Point(), 2**40),
+            lambda: m.write_obj(boom, 0, u64), lambda: m.write_obj(1, 0, Point),
+        ],
+        "read_slice": [
+            lambda: m.read_slice(w.buffer, 0), lambda: m.read_slice(bytearray(1 << 18), 0),
+            lambda: m.read_slice(b"", 0), lambda: m.read_slice(w.buffer, 2**20),
+            lambda: m.read_slice(bad, 0), lambda: closed.read_slice(w.buffer, 0),
+        ],
+        "write_slice": [
+            lambda: m.write_slice(DATA, 1), lambda: m.write_slice(LARGE, 0),
+            lambda: m.write_slice(memoryview(DATA)[::2], 0), lambda: m.write_slice(DATA, 2**20),
+            lambda: m.write_slice(closed, 0),
+        ],
+        "read_bytes": [
+            lambda: m.read_bytes(0, 0), lambda: m.read_bytes(0, 1 << 18),
+            lambda: m.read_bytes(0, 2**62), lambda: closed.read_bytes(0, 1),
+        ],
+        "read_exact": [lambda: m.read_exact(w.buffer, 0), lambda: s.read_exact(w.buffer, PAGE - 8)],
+        "write_all": [lambda: m.write_all(DATA, 0), lambda: s.write_all(DATA, PAGE - 8)],
+        "read_to_memory": [
+            lambda: m.read_to_memory(0, io.BytesIO(DATA), 64),
+            lambda: m.read_to_memory(0, io.BytesIO(DATA), 65),
+            lambda: m.read_to_memory(0, w.fd, 64, 0), lambda: s.read_to_memory(0, w.fd, PAGE, 1),
+            lambda: m.read_to_memory(0, -1, 1), lambda: m.read_to_memory(0, -1, 2**20),
+            lambda: m.read_to_memory(0, boom, 1), lambda: m.read_to_memory(0, io_error, 1),
+            lambda: m.read_to_memory(0, bad, 1), lambda: m.read_to_memory(0, io.StringIO(), 1),
+            lambda: m.read_to_memory(0, boom, 1, 0), lambda: m.read_to_memory(0, w.fd, 1, 2**63),
+        ],
+        "write_from_memory": [
+            lambda: m.write_from_memory(0, io.BytesIO(), 64),
+            lambda: m.write_from_memory(mem_offset=0, dst=w.fd, count=8, dst_offset=0),
+            lambda: m.write_from_memory(0, boom, 1), lambda: m.write_from_memory(0, io_error, 1),
+            lambda: m.write_from_memory(0, -1, 1), lambda: m.write_from_memory(0, bad, 1),
+            lambda: closed.write_from_memory(0, w.fd, 1),
+        ],
+        "fill": [
+            lambda: m.fill(0), lambda: s.fill(1, 2, 3), lambda: m.fill(256),
+            lambda: m.fill(0, 2**20),
+        ],
+        "remove_range": [
+            lambda: m.remove_range(0, PAGE + 1), lambda: m.remove_range(1, 1),
+            lambda: m.remove_range(0, 2**20), lambda: closed.remove_range(0, 0),
+        ],
+        "size": [lambda: m.size, lambda: len(m), lambda: w.ref.size, lambda: u64.size],
+        "closed": [lambda: m.closed, lambda: s.closed],
+        "VolatileSlice.from_buffer": [
+            lambda: VolatileSlice.from_buffer(w.buffer), lambda: from_buffer(DATA),
+            lambda: VolatileSlice.from_buffer(w.buffer).get_ref(0, u8).to_slice(),
+            lambda: from_buffer(bad), lambda: VolatileSlice.from_buffer(closed),
+        ],
+        "VolatileSlice.offset": [
+            lambda: s.offset(3), lambda: s.offset(PAGE + 1), lambda: s.offset(bad),
+        ],
+        "VolatileSlice.copy_to": [lambda: s.copy_to(w.buffer), lambda: s.copy_to(DATA)],
+        "VolatileSlice.copy_from": [lambda: s.copy_from(DATA), lambda: s.copy_from(bad)],
+        "VolatileSlice.copy_to_volatile_slice": [
+            lambda: s.copy_to_volatile_slice(w.other), lambda: s.copy_to_volatile_slice(bad),
+            lambda: s.copy_to_volatile_slice(released()),
+        ],
+        "VolatileSlice.release": [released, lambda: refuse_release(w)],
+        "VolatileRef.load": [w.ref.load, w.point.load, w.tuple.load, lambda: bad_call(w.ref.load)],
+        "VolatileRef.store": [
+            lambda: w.ref.store(5), lambda: w.point.store(Point(3)), lambda: w.tuple.store((1, 2)),
+            lambda: w.ref.store(-1), lambda: w.ref.store(2**70), lambda: w.point.store(bad),
+            lambda: w.tuple.store((1, -1)), lambda: w.ref.store(boom),
+        ],
+        "VolatileRef.to_slice": [w.ref.to_slice, w.point.to_slice],
+        "VolatileRef.type": [lambda: w.ref.type, lambda: w.point.type],
+        "Scalar.name": [lambda: u64.name, lambda: hash(u64), lambda: u64 == u8],
+        "__enter__": [lambda: enter_and_leave(MemoryMapping(1), fail=False), closed.__enter__],
+        "__exit__": [
+            lambda: enter_and_leave(MemoryMapping(1), fail=True),
+            lambda: enter_and_leave(m.get_slice(0, 8), fail=False),
+            lambda: enter_and_leave(m.get_slice(0, 8), fail=True), m.__exit__,
+        ],
+        "__reduce__": [
+            lambda: pickle.dumps(m), lambda: copy.copy(s), lambda: copy.deepcopy(w.ref),
+            lambda: pickle.loads(pickle.dumps(u64)), lambda: copy.deepcopy(be64),
+        ],
+        "__class_getitem__": [lambda: VolatileRef[int], lambda: Scalar[float]],
+        "__repr__": [m.__repr__, closed.__repr__, lambda: repr(w.point), lambda: repr(u64)],
+        "__len__": [lambda: len(s), lambda: len(closed)],
+        "__buffer__": [
+            partial(export, s), partial(bytes, s), partial(export, closed),
+        ],
+        "weak references": [lambda: weakref.ref(m.get_slice(0, 1)), lambda: weakref.ref(w.ref)],
+        "no instances": [*untyped(VolatileMemory, VolatileSlice, VolatileRef, Scalar)],
+    }  # fmt: skip
+
+
+def bad_call(method: Callable[..., object]) -> None:
+    method(1, 2, 3)
+
+
+def released() -> VolatileSlice:
+    part = VolatileSlice.from_buffer(bytearray(8))
+    part.release()
+    part.release()
+    return part
+
+
+def refuse_release(w: World) -> None:
+    view = memoryview(w.s)
+    try:
+        w.s.release()
+    finally:
+        view.release()
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    made = World()
+    yield made
+    os.close(made.fd)
+
+
+def attempt(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Exception:
+        return False
+    return True
+
+
+def test_every_public_method_is_in_the_table(world: World) -> None:
+    names = {name.rpartition(".")[2] for name in calls(world)}
+    names |= set(dir(object)) - {"__reduce__", "__repr__"} | {"__release_buffer__", "__module__"}
+    types = [VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar]
+    missing = [f"{cls.__name__}.{name}" for cls in types for name in set(dir(cls)) - names]
+    assert missing == []
+    public = [getattr(guestmem, name) for name in guestmem.__all__]
+    public = [cls for cls in public if isinstance(cls, type) and not issubclass(cls, Exception)]
+    assert set(public) == set(types)
+
+
+# Of these all calls work, or all are refused.
+OF_ONE_KIND = {"size", "__repr__", "__class_getitem__", "no instances"}
+
+
+def test_the_calls_of_the_table_do_what_they_are_there_for(world: World) -> None:
+    for name, row in calls(world).items():
+        outcomes = {attempt(call) for call in row}
+        assert outcomes == {True, False} or len(row) < 4 or name in OF_ONE_KIND, name
+    assert not world.m.closed
+
+
+def counts() -> dict[str, int]:
+    """What must not grow."""
+    gc.collect()
+    with open("/proc/self/maps") as file:
+        mapped = sum("/dev/zero" in line or "guestmem" in line for line in file)
+    constants = [value for value in vars(guestmem).values() if isinstance(value, Scalar)]
+    classes: list[object] = [
+        VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar, Point, Growing, LAYOUT,
+        guestmem.InvalidAddressError, guestmem.ClosedError, io.FileIO, io.BytesIO,
+    ]  # fmt: skip
+    values: list[object] = [None, DATA, *constants, *classes]
+    return {
+        "mappings": mapped,
+        "file descriptors": len(os.listdir("/proc/self/fd")),
+        "objects": len(gc.get_objects()),
+        "blocks": sys.getallocatedblocks(),
+        "references": sum(sys.getrefcount(value) for value in values),
+    }
+
+
+def growth(work: Callable[[], object]) -> dict[str, int]:
+    """Return what grows with the number of rounds: by at least one in ten, and whenever we look.
+
+    Python's own free lists grow as well, now and then.
+    """
+    for _ in range(50):
+        attempt(work)
+    grown: dict[str, int] = {}
+    for _ in range(5):
+        before = counts()
+        for _ in range(ROUNDS):
+            attempt(work)
+        after = counts()
+        grown = {
+            name: after[name] - before[name]
+            for name in before
+            if after[name] - before[name] > ROUNDS // 10
+        }
+        if not grown:
+            break
+    return grown
+
+
+@pytest.mark.slow
+def test_nothing_is_left_over(world: World) -> None:
+    leaks = {}
+    for name, row in calls(world).items():
+        for number, call in enumerate(row):
+            if grown := growth(call):
+                leaks[f"{name} [{number}]"] = grown
+    assert leaks == {}
+
+
+def test_leaks_would_be_seen() -> None:
+    kept: list[object] = []
+    fds: list[int] = []
+    try:
+        assert growth(lambda: kept.append(MemoryMapping(1))).keys() >= {"mappings", "references"}
+        assert "references" in growth(lambda: kept.append(u64))
+        assert "blocks" in growth(lambda: kept.append(bytes(100))) or no_blocks()
+        assert "objects" in growth(lambda: kept.append([]))
+        assert "file descriptors" in growth(lambda: fds.append(os.dup(0))) or len(fds) < ROUNDS
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def no_blocks() -> bool:
+    """Whether blocks are not counted: not by malloc, and not by every free-threaded build."""
+    return sys.getallocatedblocks() == 0 or bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
+
+def test_no_memory_is_left_over(world: World) -> None:
+    """All together, by the bytes that Python's allocators have given out."""
+    everything = [call for row in calls(world).values() for call in row]
+    rounds = 200
+    grown = []
+    tracemalloc.start()
+    try:
+        for _ in range(6):
+            before = tracemalloc.get_traced_memory()[0]
+            for _ in range(rounds):
+                for call in everything:
+                    attempt(call)
+            gc.collect()
+            grown.append(tracemalloc.get_traced_memory()[0] - before)
+            if grown[-1] < rounds * 16:  # one lost block in each
+                break
+    finally:
+        tracemalloc.stop()
+    assert min(grown) < rounds * 16
+
+
+@pytest.mark.usefixtures("mortal_classes")
+def test_classes_without_end_do_not_fill_the_memory() -> None:
+    """What is remembered of a ctypes class does not keep it."""
+    memory = MemoryMapping(64)
+    gone = []
+    for n in range(3000):
+        cls = ctypes.c_uint8 * (n % 64 + 1) if n % 2 else type(f"C{n}", (Point,), {})
+        memory.read_obj(0, cls)
+        if n % 2 == 0:
+            gone.append(weakref.ref(cls))
+    del cls
+    gc.collect()
+    assert sum(to() is not None for to in gone) == 0

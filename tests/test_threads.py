@@ -1,0 +1,388 @@
+"""Threads: calls that take long let others run, and no race makes memory go away under a call."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from guestmem import (
+    ClosedError,
+    MemoryMapping,
+    VolatileMemory,
+    VolatileRef,
+    VolatileSlice,
+    u32,
+    u64,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.conftest import Backing
+
+    Backings = Callable[[int], Backing]
+
+SECONDS = 0.4  # for each of the races
+LARGE = 1 << 20
+
+
+# Who lets others run
+
+
+TICKING = """
+import io, os, sys, threading, time
+from guestmem import MemoryMapping, VolatileSlice, u64
+
+# From here on, no thread is made to hand the GIL over: only who gives it away lets others run.
+# On one processor, one who waits for it takes it at once.
+sys.setswitchinterval(1000)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+ticks = 0
+stop = False
+
+def tick():
+    global ticks
+    while not stop:
+        ticks += 1
+        time.sleep(0.0002)
+
+def lets_others_run(action, tries):
+    for _ in range(tries):
+        end = time.perf_counter() + 0.001
+        while time.perf_counter() < end:
+            pass  # until the other thread waits for the GIL
+        before = ticks
+        action()
+        if ticks != before:
+            return True
+    return False
+
+memory = MemoryMapping(8 << 20)
+memory.fill(1)
+large, small = bytearray(4 << 20), bytearray(4096)
+source, target = memory.get_slice(0, 2 << 20), memory.get_slice(4 << 20, 2 << 20)
+fd = os.memfd_create("ticking")
+os.ftruncate(fd, 8 << 20)
+pipe = os.pipe()
+null = os.open("/dev/null", os.O_WRONLY)
+zero = os.open("/dev/zero", os.O_RDONLY)
+
+class Big:
+    def read(self, count):
+        return bytes(large[:count])
+
+LONG = {
+    "read_slice": lambda: memory.read_slice(large, 0),
+    "write_slice": lambda: memory.write_slice(large, 1),
+    "read_exact": lambda: memory.read_exact(large, 3),
+    "write_all": lambda: memory.write_all(large, 0),
+    "read_bytes": lambda: memory.read_bytes(0, 4 << 20),
+    "fill": lambda: memory.fill(0),
+    "copy_to": lambda: source.copy_to(large),
+    "copy_from": lambda: source.copy_from(large),
+    "copy_to_volatile_slice": lambda: source.copy_to_volatile_slice(target),
+    "read of fd": lambda: memory.read_to_memory(0, zero, 1 << 20),
+    "write to fd": lambda: memory.write_from_memory(0, null, 1 << 20),
+    "pread": lambda: memory.read_to_memory(0, fd, 1 << 20, 0),
+    "remove_range": lambda: memory.remove_range(0, 4 << 20),
+    "mmap": lambda: MemoryMapping.from_fd(fd, 8 << 20),
+    "anonymous mmap": lambda: MemoryMapping(8 << 20),
+}
+SHORT = {
+    "read_slice": lambda: memory.read_slice(small, 0),
+    "write_slice": lambda: memory.write_slice(small, 1),
+    "read_bytes": lambda: memory.read_bytes(0, 4096),
+    "fill": lambda: memory.fill(0, 0, 4096),
+    "read_obj": lambda: memory.read_obj(0, u64),
+    "get_slice": lambda: memory.get_slice(0, 8),
+    "nothing": lambda: None,
+}
+thread = threading.Thread(target=tick)
+thread.start()
+time.sleep(0.01)
+try:
+    failed = [name for name, action in LONG.items() if not lets_others_run(action, 300)]
+    # The other way round shows that the clock above measures what it says.
+    failed += ["not " + name for name, action in SHORT.items() if lets_others_run(action, 5)]
+
+    def close():  # memory that was touched, so that there is something to unmap
+        other = MemoryMapping(8 << 20)
+        other.fill(1)
+        global ticks
+        end = time.perf_counter() + 0.001
+        while time.perf_counter() < end:
+            pass
+        before = ticks
+        other.close()
+        return ticks != before
+
+    if not any(close() for _ in range(20)):
+        failed.append("munmap")
+finally:
+    stop = True
+    thread.join()
+print(", ".join(failed) or "all")
+"""
+
+
+def has_gil() -> bool:
+    return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+
+@pytest.mark.skipif(not has_gil(), reason="there is no GIL to release")
+def test_calls_that_may_take_long_release_the_gil(run_child: Callable[..., str]) -> None:
+    assert run_child(TICKING).strip() == "all"
+
+
+def test_a_read_that_waits_lets_others_run() -> None:
+    """The other thread feeds the pipe; if it could not run, this would never end."""
+    memory = MemoryMapping(4096)
+    read_end, write_end = os.pipe()
+    thread = threading.Timer(0.02, os.write, (write_end, b"12345678"))
+    thread.start()
+    memory.read_to_memory(0, read_end, 8)
+    thread.join()
+    assert memory.read_bytes(0, 8) == b"12345678"
+    os.close(read_end)
+    os.close(write_end)
+
+
+# Races
+
+
+def race(*workers: Callable[[], object], enough: Callable[[], bool] = lambda: True) -> None:
+    """Run each again and again, all at once, for some time and until there was enough of it.
+
+    What one of them raises ends the test.
+    """
+    errors: list[BaseException] = []
+    begin = time.monotonic()
+    start = threading.Barrier(len(workers))
+
+    def work(worker: Callable[[], object]) -> None:
+        start.wait()
+        try:
+            while not errors and (time.monotonic() < begin + SECONDS or not enough()):
+                worker()
+                assert time.monotonic() < begin + 60, "it takes too long to race"
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    if errors:
+        raise errors[0]
+
+
+def test_a_waiting_call_keeps_the_memory_open(backing: Backings) -> None:
+    file = backing(4096)
+    memory = MemoryMapping.from_fd(file.fd, 4096)
+    read_end, write_end = os.pipe()
+    thread = threading.Thread(target=memory.read_to_memory, args=(0, read_end, 8))
+    thread.start()
+    deadline = time.monotonic() + 30
+    while not inside(memory):
+        assert time.monotonic() < deadline
+    with pytest.raises(BufferError) as caught:
+        memory.close()
+    assert str(caught.value) == "cannot close the mapping: it is held by 1 running call"
+    assert not memory.closed
+    assert file.maps() == 1
+    os.write(write_end, b"12345678")
+    thread.join()
+    memory.close()
+    assert file.read(0, 8) == b"12345678"
+    os.close(read_end)
+    os.close(write_end)
+
+
+def inside(memory: MemoryMapping) -> bool:
+    """Whether a call is inside, by a close() that a slice makes harmless."""
+    part = memory.get_slice(0, 0)
+    try:
+        memory.close()
+    except BufferError as error:
+        return "running call" in str(error)
+    finally:
+        part.release()
+    return False
+
+
+def read_zeros(memory: VolatileMemory) -> None:
+    with open("/dev/zero", "rb", buffering=0) as zero:
+        memory.read_to_memory(0, zero, 1 << 16)
+
+
+USES: dict[str, Callable[[VolatileMemory], object]] = {
+    "read_slice": lambda memory: memory.read_slice(bytearray(LARGE), 0),
+    "write_all": lambda memory: memory.write_all(bytes(LARGE), 0),
+    "read_bytes": lambda memory: memory.read_bytes(0, LARGE),
+    "fill": lambda memory: memory.fill(1),
+    "small": lambda memory: (memory.read_bytes(0, 64), memory.write_obj(1, 0, u64)),
+    "read_to_memory": lambda memory: memory.read_to_memory(0, io.BytesIO(bytes(64)), 64),
+    "from fd": read_zeros,
+    "remove_range": lambda memory: memory.remove_range(0, 64),
+    "slice": lambda memory: memory.get_slice(0, 64).read_bytes(0, 64),
+    "slice of slice": lambda memory: memory.get_slice(0, 64).get_slice(8, 8).fill(1),
+    "ref": lambda memory: memory.get_ref(0, u64).store(5),
+    "export": lambda memory: bytes(memoryview(memory)[:64]),
+}
+
+
+@pytest.mark.parametrize("kind", ["mapping", "slice"])
+def test_close_against_everything_else(backing: Backings, kind: str) -> None:
+    """Each use works or says that the memory is closed; close() works or is refused."""
+    file = backing(LARGE)
+    shared: list[Any] = []
+    made = used = refused = 0
+
+    def renew() -> None:
+        nonlocal made
+        mapping = MemoryMapping.from_fd(file.fd, LARGE)
+        shared[:] = [mapping if kind == "mapping" else mapping.get_slice(0, LARGE)]
+        made += 1
+
+    def use() -> None:
+        nonlocal used
+        try:
+            USES[random.choice(names)](shared[0])
+            used += 1
+        except ClosedError:
+            pass
+
+    def close() -> None:
+        nonlocal refused
+        memory: MemoryMapping | VolatileSlice = shared[0]
+        try:
+            memory.close() if isinstance(memory, MemoryMapping) else memory.release()
+        except BufferError as error:
+            assert "it is held by " in str(error)  # noqa: PT017
+            refused += 1
+        else:
+            assert memory.closed
+            renew()
+            time.sleep(random.random() * 0.001)  # or hardly anybody meets open memory
+
+    names = list(USES)
+    renew()
+    race(use, use, close, enough=lambda: made > 3 and used > 3 and refused > 0)
+    shared.clear()
+    assert file.maps() == 0
+
+
+def test_leaving_by_an_exception_against_everything_else(backing: Backings) -> None:
+    file = backing(LARGE)
+    shared: list[MemoryMapping] = [MemoryMapping.from_fd(file.fd, LARGE)]
+    names = list(USES)
+
+    def use() -> None:
+        with contextlib.suppress(ClosedError):
+            USES[random.choice(names)](shared[0])
+
+    def leave() -> None:
+        try:
+            with shared[0]:
+                shared[0] = MemoryMapping.from_fd(file.fd, LARGE)
+                time.sleep(random.random() * 0.001)
+                raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+
+    race(use, use, leave)
+    shared.clear()
+    assert file.maps() == 0
+
+
+def test_slices_made_and_dropped_in_many_threads(backing: Backings) -> None:
+    file = backing(4096)
+    memory = MemoryMapping.from_fd(file.fd, 4096)
+    part = memory.get_slice(0, 4096)
+
+    def make() -> None:
+        slices = [part.get_slice(n, 8) for n in range(8)]
+        refs = [one.get_ref(0, u64) for one in slices]
+        views = [memoryview(one) for one in slices]
+        assert all(view.nbytes == ref.size == 8 for view, ref in zip(views, refs, strict=True))
+
+    race(make, make, make)
+    with pytest.raises(BufferError) as caught:
+        memory.close()
+    assert str(caught.value) == "cannot close the mapping: it is held by 1 slice"  # all counted
+    part.release()
+    memory.close()
+    assert file.maps() == 0
+
+
+def test_only_one_of_many_closes(backing: Backings) -> None:
+    file = backing(4096)
+    for _ in range(200):
+        memory = MemoryMapping.from_fd(file.fd, 4096)
+        start = threading.Barrier(3)
+
+        def close(memory: MemoryMapping = memory, start: threading.Barrier = start) -> None:
+            start.wait()
+            memory.close()
+
+        threads = [threading.Thread(target=close) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert memory.closed
+        assert file.maps() == 0
+
+
+def test_a_ref_in_many_threads() -> None:
+    memory = MemoryMapping(4096)
+    ref: VolatileRef[int] = memory.get_ref(0, u64)
+    half = memory.get_ref(8, u32)
+    patterns = {0, 2**64 - 1, 0x0123456789ABCDEF}
+
+    def store() -> None:
+        for value in patterns:
+            ref.store(value)
+            half.store(value & 0xFFFFFFFF)
+
+    def load() -> None:
+        for _ in range(10):
+            assert ref.load() in patterns
+            assert memory.read_obj(0, u64) in patterns
+            assert half.load() in {value & 0xFFFFFFFF for value in patterns}
+
+    race(store, load, store, load)
+
+
+def test_copies_in_many_threads_do_not_mix() -> None:
+    """Each has a range of its own, small and large enough to give the GIL away."""
+    memory = MemoryMapping(4 * LARGE)
+
+    def copier(number: int) -> Callable[[], None]:
+        content = bytes([number]) * LARGE
+        back = bytearray(LARGE)
+
+        def copy() -> None:
+            count = random.choice([1, 100, 4096, 1 << 18, LARGE])
+            memory.fill(0, number * LARGE, count)
+            memory.write_all(content[:count], number * LARGE)
+            memory.read_slice(back, number * LARGE)
+            assert back[:count] == content[:count]
+
+        return copy
+
+    race(*(copier(number) for number in range(4)))
