@@ -242,7 +242,9 @@ def test_text_files_are_refused(memory: MemoryMapping, path: Path, make: str) ->
         "StringIO": lambda: io.StringIO("text"),
         "TextIOWrapper": lambda: io.TextIOWrapper(io.BytesIO(b"text"), "utf-8"),
         # These pass on what the binary file below them can do.
-        "codecs": lambda: codecs.EncodedFile(path.open("r+b"), "latin-1"),
+        "codecs": lambda: codecs.StreamReaderWriter(
+            path.open("r+b"), codecs.getreader("latin-1"), codecs.getwriter("latin-1")
+        ),
         "SpooledTemporaryFile": lambda: tempfile.SpooledTemporaryFile(100, "w+"),
         "temporary": lambda: tempfile.NamedTemporaryFile("w+"),
     }
