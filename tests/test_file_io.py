@@ -245,8 +245,8 @@ def test_text_files_are_refused(memory: MemoryMapping, path: Path, make: str) ->
         "codecs": lambda: codecs.StreamReaderWriter(
             path.open("r+b"), codecs.getreader("latin-1"), codecs.getwriter("latin-1")
         ),
-        "SpooledTemporaryFile": lambda: tempfile.SpooledTemporaryFile(100, "w+"),
-        "temporary": lambda: tempfile.NamedTemporaryFile("w+"),
+        "SpooledTemporaryFile": lambda: tempfile.SpooledTemporaryFile(100, "w+"),  # noqa: SIM115
+        "temporary": lambda: tempfile.NamedTemporaryFile("w+"),  # noqa: SIM115
     }
     file = opened[make]()
     with file:
