@@ -299,7 +299,9 @@ def counts() -> dict[str, int]:
         VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar, Point, Growing, LAYOUT,
         guestmem.InvalidAddressError, guestmem.ClosedError, io.FileIO, io.BytesIO,
     ]  # fmt: skip
-    values: list[object] = [None, DATA, *constants, *classes]
+    values: list[object] = [DATA, *constants, *classes]
+    if sys.version_info < (3, 12):  # since then None is immortal, and its count means nothing
+        values.append(None)
     return {
         "mappings": mapped,
         "file descriptors": len(os.listdir("/proc/self/fd")),
