@@ -346,6 +346,9 @@ def test_remove_range_of_private_memory(tmp_path: Path, kind: str) -> None:
     private.close()
 
 
+@pytest.mark.skipif(
+    "asan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer makes mlock do nothing"
+)
 def test_remove_range_of_locked_memory(backing: Backings) -> None:
     mapping = filled(backing(2 * PAGE))
     libc = ctypes.CDLL(None)
