@@ -211,7 +211,8 @@ def test_a_partial_write_says_how_much(file: int, limit: int, run_child: Any) ->
     import guestmem
     fd, limit = map(int, sys.argv[1:])
     os.ftruncate(fd, 0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     memory = guestmem.MemoryMapping(5000)
     memory.fill(0x61)
     for offset in (None, 10):
@@ -220,6 +221,7 @@ def test_a_partial_write_says_how_much(file: int, limit: int, run_child: Any) ->
             memory.write_from_memory(0, fd, 5000, offset)
         except guestmem.WriteToDestinationError as error:
             print(error.errno, error.transferred)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)  # a coverage build writes at exit
     """
     output = run_child(code, file, limit, pass_fds=[file])
     assert output == f"{errno.EFBIG} {limit - 10}\n" * 2
