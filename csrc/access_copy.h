@@ -23,7 +23,8 @@
 #define INLINE static inline __attribute__((always_inline)) ACCESS_RACY
 
 /* own_N is naturally aligned, any_N is not. Every access to one is volatile, so
- * that the compiler does not repeat, merge or invent it. */
+ * that the compiler does not repeat, merge or invent it. (Stores past the caches are
+ * not, but an intrinsic of its own each: access_wide.c.) */
 typedef uint8_t own_1 __attribute__((may_alias));
 typedef uint16_t own_2 __attribute__((may_alias));
 typedef uint32_t own_4 __attribute__((may_alias));

@@ -153,8 +153,8 @@ accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return accessor_borrow(self, offset, type.size, args[1]);
 }
 
-/* The range is checked before anything of that size is made (a size never changes),
- * and the memory entered after it. */
+/* The range is checked before the object is made (a size never changes), and the
+ * memory entered after it. */
 static PyObject *
 accessor_load(memory_object *self, uint64_t offset, const struct object_type *type)
 {
@@ -175,23 +175,6 @@ accessor_load(memory_object *self, uint64_t offset, const struct object_type *ty
     memory_copy_out(bytes, self->addr + offset, type->size);
     memory_leave(self, stay);
     return object_type_end_load(self->state, type, holder);
-}
-
-/* read_obj of a type that is not ours. */
-static PyObject *
-accessor_read_object(memory_object *self, uint64_t offset, PyObject *kind)
-{
-    struct object_type type;
-    if (object_type_recall(self->state, kind, &type) < 0) {
-        return NULL;
-    }
-    PyObject *result = accessor_load(self, offset, &type);
-    if (result == NULL && type.recalled) {
-        PyErr_Clear(); /* the size may have been out of date */
-        object_type_forget(self->state);
-        result = accessor_read_object(self, offset, kind);
-    }
-    return result;
 }
 
 PyDoc_STRVAR(
@@ -228,7 +211,11 @@ accessor_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         memory_leave(self, SHORT);
         return scalar_to_object(scalar, bits);
     }
-    return accessor_read_object(self, offset, args[1]);
+    struct object_type type;
+    if (object_type_find(self->state, args[1], &type) < 0) {
+        return NULL;
+    }
+    return accessor_load(self, offset, &type);
 }
 
 static PyObject *
@@ -356,7 +343,7 @@ accessor_copy_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     Py_buffer view;
     if (args_count(nargs, 2, 2, name, "buf, offset") < 0
         || args_u64(args[1], "offset", &offset) < 0
-        || args_buffer(args[0], &view, direction == INTO_BUFFER) < 0) {
+        || args_buffer(args[0], "buf", &view, direction == INTO_BUFFER) < 0) {
         return NULL;
     }
     Py_ssize_t count = accessor_copy(memory_of(op), offset, &view, direction, exact);
@@ -434,13 +421,9 @@ accessor_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     uint64_t byte, offset = 0, count = 0;
     bool to_the_end = nargs < 3 || Py_IsNone(args[2]);
     if (args_count(nargs, 1, 3, "fill", "byte, offset=0, count=None") < 0
-        || args_u64(args[0], "byte", &byte) < 0
+        || args_unsigned(args[0], "byte", UINT8_MAX, "255", &byte) < 0
         || (nargs > 1 && args_u64(args[1], "offset", &offset) < 0)
         || (!to_the_end && args_u64(args[2], "count", &count) < 0)) {
-        return NULL;
-    }
-    if (byte > UINT8_MAX) {
-        PyErr_SetString(PyExc_OverflowError, "byte must be from 0 to 255");
         return NULL;
     }
     if (to_the_end && offset < self->size) {

@@ -8,8 +8,9 @@
 int
 args_wrong_count(const char *function, const char *wanted, Py_ssize_t given)
 {
-    PyErr_Format(PyExc_TypeError, "%s() takes (%s), got %zd positional argument%s",
-                 function, wanted, given, given == 1 ? "" : "s");
+    PyErr_Format(PyExc_TypeError, "%s() takes %s%s%s, got %zd positional argument%s",
+                 function, *wanted ? "(" : "no arguments", wanted, *wanted ? ")" : "",
+                 given, given == 1 ? "" : "s");
     return -1;
 }
 
@@ -124,31 +125,31 @@ args_index(PyObject *arg, const char *name)
 }
 
 int
-args_u64_slow(PyObject *arg, const char *name, uint64_t *out)
+args_unsigned(PyObject *arg, const char *name, uint64_t most, const char *limit,
+              uint64_t *out)
 {
     PyObject *number = args_index(arg, name);
     if (number == NULL) {
         return -1;
     }
-    int overflow, result = 0;
+    int overflow;
     long long value = PyLong_AsLongLongAndOverflow(number, &overflow);
+    bool fits = overflow == 0 && value >= 0;
     *out = (uint64_t)value;
     if (overflow > 0) {
         *out = PyLong_AsUnsignedLongLong(number);
-        result = PyErr_Occurred() ? -1 : 0;
+        fits = !PyErr_Occurred();
         PyErr_Clear();
     }
-    else if (overflow < 0 || value < 0) {
-        result = -1;
-    }
-    PyObject *text = result < 0 ? errors_int_text(number) : NULL;
+    fits = fits && *out <= most;
+    PyObject *text = fits ? NULL : errors_int_text(number);
     if (text != NULL) {
-        PyErr_Format(PyExc_OverflowError, "%s must be from 0 to 2**64 - 1, not %U",
-                     name, text);
+        PyErr_Format(PyExc_OverflowError, "%s must be from 0 to %s, not %U", name,
+                     limit, text);
         Py_DECREF(text);
     }
     Py_DECREF(number);
-    return result;
+    return fits ? 0 : -1;
 }
 
 /* fileno() of an object, as an int object. */
@@ -156,14 +157,18 @@ static PyObject *
 args_fileno(PyObject *arg, const char *name)
 {
     PyObject *method = PyObject_GetAttrString(arg, "fileno");
-    if (method == NULL) {
-        if (PyErr_ExceptionMatches(PyExc_AttributeError)) {
-            errors_wrong_type(name, "an int or an object with fileno()", arg);
-        }
-        return NULL;
+    PyObject *number = method == NULL ? NULL : PyObject_CallNoArgs(method);
+    /* io.UnsupportedOperation, which is both, says that there is no descriptor. */
+    bool has_none = method == NULL
+                        ? PyErr_ExceptionMatches(PyExc_AttributeError)
+                        : number == NULL && PyErr_ExceptionMatches(PyExc_OSError)
+                              && PyErr_ExceptionMatches(PyExc_ValueError);
+    Py_XDECREF(method);
+    if (has_none) {
+        PyObject *cause = errors_take();
+        errors_wrong_type(name, "an int or an object with fileno()", arg);
+        errors_set_cause(cause);
     }
-    PyObject *number = PyObject_CallNoArgs(method);
-    Py_DECREF(method);
     if (number != NULL && !PyLong_Check(number)) {
         errors_wrong_type("what fileno() returns", "an int", number);
         Py_CLEAR(number);
@@ -180,17 +185,20 @@ args_fd(PyObject *arg, const char *name, int *out)
     }
     int overflow;
     long value = PyLong_AsLongAndOverflow(number, &overflow);
-    Py_DECREF(number);
-    if (overflow != 0 || value < INT_MIN || value > INT_MAX) {
-        PyErr_Format(PyExc_OverflowError, "%s does not fit a C int", name);
-        return -1;
+    bool fits = overflow == 0 && value >= INT_MIN && value <= INT_MAX;
+    PyObject *text = fits ? NULL : errors_int_text(number);
+    if (text != NULL) {
+        PyErr_Format(PyExc_OverflowError,
+                     "%s must be a file descriptor, a C int, not %U", name, text);
+        Py_DECREF(text);
     }
+    Py_DECREF(number);
     *out = (int)value;
-    return 0;
+    return fits ? 0 : -1;
 }
 
 int
-args_buffer(PyObject *obj, Py_buffer *view, bool writable)
+args_buffer(PyObject *obj, const char *name, Py_buffer *view, bool writable)
 {
     const char *wanted =
         writable ? "a writable contiguous buffer" : "a contiguous buffer";
@@ -199,7 +207,7 @@ args_buffer(PyObject *obj, Py_buffer *view, bool writable)
     }
     if (!PyObject_CheckBuffer(obj)) {
         PyErr_Clear();
-        errors_wrong_type("buf", wanted, obj);
+        errors_wrong_type(name, wanted, obj);
         return -1;
     }
     /* CPython's own types say BufferError, NumPy says ValueError. Ours says what
@@ -208,7 +216,8 @@ args_buffer(PyObject *obj, Py_buffer *view, bool writable)
     if (PyErr_ExceptionMatches(PyExc_BufferError)
         || PyErr_Occurred() == PyExc_ValueError) {
         PyObject *cause = errors_take();
-        PyErr_Format(PyExc_BufferError, "buf must be %s", wanted);
+        PyErr_Format(PyExc_BufferError, "%s must be %s, not a %s one", name, wanted,
+                     writable ? "read-only or non-contiguous" : "non-contiguous");
         errors_set_cause(cause);
     }
     return -1;

@@ -38,7 +38,9 @@ int args_named_tuple(const struct args_spec *spec, PyObject *args, PyObject *kwa
 /* Turns anything with __index__ into an int: may run Python code. NULL with a
  * TypeError that names the argument. */
 PyObject *args_index(PyObject *arg, const char *name);
-int args_u64_slow(PyObject *arg, const char *name, uint64_t *out);
+/* From 0 to most, which the OverflowError calls limit. */
+int args_unsigned(PyObject *arg, const char *name, uint64_t most, const char *limit,
+                  uint64_t *out);
 
 /* An offset, count or size: 0 to 2**64 - 1. Others: OverflowError. */
 static inline int
@@ -52,7 +54,7 @@ args_u64(PyObject *arg, const char *name, uint64_t *out)
             return 0;
         }
     }
-    return args_u64_slow(arg, name, out);
+    return args_unsigned(arg, name, UINT64_MAX, "2**64 - 1", out);
 }
 
 /* The int fd, or that of an object with fileno(). Other objects: TypeError. */
@@ -60,6 +62,6 @@ int args_fd(PyObject *arg, const char *name, int *out);
 
 /* Any C-contiguous buffer; the caller releases it. BufferError where obj has a
  * buffer that will not do, TypeError where it has none. */
-int args_buffer(PyObject *obj, Py_buffer *view, bool writable);
+int args_buffer(PyObject *obj, const char *name, Py_buffer *view, bool writable);
 
 #endif

@@ -21,7 +21,7 @@ PyObject *
 buffer_owner_new(module_state *state, PyObject *exporter, char **addr, size_t *size)
 {
     Py_buffer view;
-    if (args_buffer(exporter, &view, true) < 0) {
+    if (args_buffer(exporter, "obj", &view, true) < 0) {
         return NULL;
     }
     buffer_owner_object *self =

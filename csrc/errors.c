@@ -76,9 +76,10 @@ errors_invalid_offset(module_state *state, PyObject *offset)
 }
 
 PyObject *
-errors_invalid_offset_u64(module_state *state, uint64_t offset)
+errors_invalid_offset_u64(module_state *state, uint64_t offset, uint64_t count)
 {
-    return errors_raise(state->InvalidOffsetError, "(K)", (unsigned long long)offset);
+    return errors_raise(state->InvalidOffsetError, "(KK)", (unsigned long long)offset,
+                        (unsigned long long)count);
 }
 
 PyObject *
@@ -131,23 +132,26 @@ errors_closed(module_state *state, const char *text)
 }
 
 PyObject *
+errors_strerror(int err)
+{
+    return PyUnicode_DecodeLocale(strerror(err), "surrogateescape");
+}
+
+PyObject *
 errors_system_call(module_state *state, int err, const char *syscall)
 {
-    return errors_raise(state->SystemCallFailedError, "(iss)", err, strerror(err),
-                        syscall);
+    return errors_raise(state->SystemCallFailedError, "(iNs)", err,
+                        errors_strerror(err), syscall);
 }
 
 int
 errors_transfer(PyObject *error_class, int err, const char *text, size_t transferred,
                 PyObject *cause)
 {
-    if (err != 0) {
-        errors_raise(error_class, "(isn)", err, text != NULL ? text : strerror(err),
-                     (Py_ssize_t)transferred);
-    }
-    else {
-        errors_raise(error_class, "(Osn)", Py_None, text, (Py_ssize_t)transferred);
-    }
+    PyObject *number = err != 0 ? PyLong_FromLong(err) : Py_NewRef(Py_None);
+    errors_raise(error_class, "(NNn)", number,
+                 text != NULL ? PyUnicode_FromString(text) : errors_strerror(err),
+                 (Py_ssize_t)transferred);
     errors_set_cause(cause);
     return -1;
 }
@@ -155,7 +159,8 @@ errors_transfer(PyObject *error_class, int err, const char *text, size_t transfe
 int
 errors_memory_fault(PyObject *error_class, int err, uint64_t offset)
 {
-    errors_raise(error_class, "(isK)", err, strerror(err), (unsigned long long)offset);
+    errors_raise(error_class, "(iNK)", err, errors_strerror(err),
+                 (unsigned long long)offset);
     return -1;
 }
 

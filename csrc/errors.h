@@ -17,12 +17,16 @@ PyObject *errors_out_of_bounds(module_state *state, uint64_t addr, uint64_t size
 PyObject *errors_address_overflow(module_state *state, uint64_t base, uint64_t offset);
 /* NULL: offset is the int that was given. */
 PyObject *errors_invalid_offset(module_state *state, PyObject *offset);
-PyObject *errors_invalid_offset_u64(module_state *state, uint64_t offset);
+/* NULL: offset + count does not fit off_t. */
+PyObject *errors_invalid_offset_u64(module_state *state, uint64_t offset,
+                                    uint64_t count);
 /* NULL: TypeError "<what> must be <expected>, not '<type of given>'". */
 PyObject *errors_wrong_type(const char *what, const char *expected, PyObject *given);
 /* An exact int as a text: its digits, or how many bits where they are many, which
  * could take forever, or be refused. */
 PyObject *errors_int_text(PyObject *number);
+/* What strerror says, which is in the encoding of the locale. */
+PyObject *errors_strerror(int err);
 PyObject *errors_closed(module_state *state, const char *text);
 PyObject *errors_system_call(module_state *state, int err, const char *syscall);
 

@@ -9,6 +9,9 @@ foreign_imported(const char *name)
     PyObject *key = PyUnicode_FromString(name);
     PyObject *module = key == NULL ? NULL : PyImport_GetModule(key);
     Py_XDECREF(key);
+    if (module != NULL && Py_IsNone(module)) {
+        Py_CLEAR(module); /* its import is blocked */
+    }
     return module;
 }
 

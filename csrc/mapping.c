@@ -15,7 +15,6 @@
 #include "args.h"
 #include "volatile_memory.h"
 
-#include <string.h>
 
 /* The object for pages that were just mapped; they are unmapped where it fails. */
 static PyObject *
@@ -32,7 +31,7 @@ mapping_from_pages(module_state *state, const struct os_mapping *mapped)
         return NULL;
     }
     memory_start(self, state, mapped->addr, mapped->size, &pages->hold,
-                 (struct lender){.pages = pages});
+                 (struct lender){.pages = pages}, true);
     return (PyObject *)self;
 }
 
@@ -41,11 +40,15 @@ mapping_from_pages(module_state *state, const struct os_mapping *mapped)
 static int
 mapping_warn_of_dumps(module_state *state, int err)
 {
-    char text[128];
-    PyOS_snprintf(text, sizeof(text),
-                  "guest memory will be part of core dumps: madvise(MADV_DONTDUMP): %s",
-                  strerror(err));
-    return PyErr_WarnEx(state->CoreDumpWarning, text, 1);
+    PyObject *reason = errors_strerror(err);
+    if (reason == NULL) {
+        return -1;
+    }
+    int result = PyErr_WarnFormat(
+        state->CoreDumpWarning, 1,
+        "guest memory will be part of core dumps: madvise(MADV_DONTDUMP): %U", reason);
+    Py_DECREF(reason);
+    return result;
 }
 
 static PyObject *
@@ -110,7 +113,10 @@ mapping_file_offset(module_state *state, PyObject *arg, uint64_t *out)
 
 PyDoc_STRVAR(mapping_from_fd_doc,
              "from_fd($type, fd, size)\n--\n\n"
-             "Map the first size bytes of a file, shared; see from_fd_offset().");
+             "Map the first size bytes of a file: shared, readable and writable.\n"
+             "\n"
+             "As from_fd_offset(fd, size, 0), which tells of the errors and of what\n"
+             "happens beyond the end of the file.");
 
 static PyObject *
 mapping_from_fd_parsed(PyObject *cls, PyObject *const *given)

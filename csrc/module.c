@@ -22,6 +22,7 @@ static int
 native_exec(PyObject *module)
 {
     module_state *state = PyModule_GetState(module);
+    state->module = module;
     if (errors_init(module, state) < 0 || scalar_init(module, state) < 0
         || volatile_memory_init(module, state) < 0 || mapping_init(module, state) < 0
         || buffer_owner_init(module, state) < 0 || slice_init(module, state) < 0
@@ -48,8 +49,11 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     return object_type_traverse(state, visit, arg);
 }
 
-/* There is no m_clear: what the types use of the state must not go before they
- * do. A cycle through the module is broken by its types, which hold it. */
+/* There is no m_clear: what the types use of the state must not go before they do. A
+ * cycle through the module is broken by its types, which hold it. A type that is
+ * garbage lets go of the module early, while instances may still run code: those
+ * that can be garbage together with their type hold the module themselves. They are
+ * the ones that the collector tracks; any other keeps its type from being garbage. */
 static void
 native_free(void *op)
 {

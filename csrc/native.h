@@ -29,6 +29,7 @@
     X(CoreDumpWarning)
 
 typedef struct {
+    PyObject *module; /* whose state this is; not a reference */
     PyTypeObject *memory_type;
     PyTypeObject *mapping_type;
     PyTypeObject *slice_type;

@@ -18,10 +18,6 @@ struct foreign_struct {
     /* What unpack calls in the end, where it takes one argument (METH_O); a call
      * through the descriptor costs as much again. NULL where it is otherwise. */
     PyCFunction unpack_function;
-#ifndef Py_GIL_DISABLED
-    PyObject *last; /* the one that was looked up last: an address, not a reference */
-    size_t last_size;
-#endif
 };
 
 static PyCFunction
@@ -103,7 +99,7 @@ find_struct(const struct foreign_struct *structs, PyObject *self,
         }
         return -1;
     }
-    *out = (struct object_type){self, (size_t)size, NULL, NULL, false};
+    *out = (struct object_type){self, (size_t)size, NULL, NULL};
     return 0;
 }
 
@@ -124,46 +120,6 @@ object_type_find(module_state *state, PyObject *type, struct object_type *out)
     }
     return -1;
 }
-
-#ifndef Py_GIL_DISABLED
-/* Another Struct may have taken the address of the last one. That is as harmless as
- * the same one with another size: unpack refuses bytes that are not of its size. */
-int
-object_type_recall(module_state *state, PyObject *type, struct object_type *out)
-{
-    struct foreign_struct *structs = atomic_load(&state->structs);
-    if (structs != NULL && structs->last == type
-        && PyObject_TypeCheck(type, (PyTypeObject *)structs->type)) {
-        *out = (struct object_type){type, structs->last_size, NULL, NULL, true};
-        return 0;
-    }
-    int result = object_type_find(state, type, out);
-    structs = atomic_load(&state->structs);
-    if (result == 0 && out->make == NULL && structs != NULL) {
-        structs->last = type;
-        structs->last_size = out->size;
-    }
-    return result;
-}
-
-void
-object_type_forget(module_state *state)
-{
-    atomic_load(&state->structs)->last = NULL;
-}
-#else
-int
-object_type_recall(module_state *state, PyObject *type, struct object_type *out)
-{
-    return object_type_find(state, type, out);
-}
-
-void
-object_type_forget(module_state *state)
-{
-    (void)state;
-}
-#endif
 
 int
 object_type_of_value(module_state *state, PyObject *value, struct object_type *out)

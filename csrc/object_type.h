@@ -16,19 +16,10 @@ struct object_type {
      * overrides; NULL for a struct.Struct. */
     newfunc make;
     get_buffer_function get_buffer;
-    /* The size is what it was when the type was last looked up: object_type_recall. */
-    bool recalled;
 };
 
 /* Looks type up; may run Python code. TypeError where it is neither. */
 int object_type_find(module_state *state, PyObject *type, struct object_type *out);
-
-/* The same at a fifth of the cost where it is the Struct of the last call, whose
- * size may have changed since, if it was initialised again. Only for loading, which
- * notices: where that fails and out->recalled is set, object_type_forget and try
- * again. */
-int object_type_recall(module_state *state, PyObject *type, struct object_type *out);
-void object_type_forget(module_state *state);
 
 /* object_type_find for a value whose type was left out: a ctypes instance, or TypeError. */
 int object_type_of_value(module_state *state, PyObject *value, struct object_type *out);

@@ -5,7 +5,6 @@
 
 #include <errno.h>
 #include <linux/magic.h>
-#include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -65,12 +64,12 @@ os_map_remove(char *addr, size_t length)
 }
 
 static bool
-faults(char *addr, size_t length)
+faults(char *addr, size_t length, int advice)
 {
-    /* EFAULT: a touch would be SIGBUS. EHWPOISON: a poisoned page. Anything
-     * else (EINVAL before Linux 5.14) tells nothing. */
-    return madvise(addr, length, MADV_POPULATE_READ) < 0
-           && (errno == EFAULT || errno == EHWPOISON);
+    /* EFAULT: a touch would be SIGBUS. EHWPOISON: a poisoned page. EINVAL: a kernel
+     * that cannot tell. */
+    return madvise(addr, length, advice) < 0
+           && (errno == EFAULT || errno == EHWPOISON || errno == EINVAL);
 }
 
 /* Looking at a page brings it in, so only as much as must be is looked at: step by
@@ -79,13 +78,13 @@ faults(char *addr, size_t length)
 
 /* The first page that faults in [first, first + length), of which one does. */
 static char *
-first_fault(char *first, size_t length, size_t page)
+first_fault(char *first, size_t length, size_t page, int advice)
 {
     size_t good = 0, bad = length / page;
     /* The first `good` pages are good, and one of those before `bad` is not. */
     while (bad - good > 1) {
         size_t middle = good + (bad - good) / 2;
-        if (faults(first + good * page, (middle - good) * page)) {
+        if (faults(first + good * page, (middle - good) * page, advice)) {
             bad = middle;
         }
         else {
@@ -96,16 +95,17 @@ first_fault(char *first, size_t length, size_t page)
 }
 
 size_t
-os_map_first_fault(char *addr, size_t length)
+os_map_first_fault(char *addr, size_t length, bool to_write)
 {
+    int advice = to_write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
     size_t page = os_map_page_size();
     char *end = addr + length;
     char *at = addr - (uintptr_t)addr % page;
     while (at < end) {
         size_t left = ((size_t)(end - at) + page - 1) / page * page;
         size_t step = left < FAULT_STEP ? left : FAULT_STEP;
-        if (faults(at, step)) {
-            char *fault = first_fault(at, step, page);
+        if (faults(at, step, advice)) {
+            char *fault = first_fault(at, step, page, advice);
             return fault < addr ? 0 : (size_t)(fault - addr);
         }
         at += step;

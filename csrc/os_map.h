@@ -3,6 +3,7 @@
 #ifndef GUESTMEM_OS_MAP_H
 #define GUESTMEM_OS_MAP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,13 +26,14 @@ int os_map_unmap(const struct os_mapping *mapping);
 /* Keeps the pages out of core dumps (MADV_DONTDUMP). */
 int os_map_dont_dump(const struct os_mapping *mapping);
 
-/* Gives whole pages back: they read as zeros (MADV_REMOVE). addr must be
- * page-aligned and the length a multiple of the page, or it is EINVAL. */
+/* Gives pages back: they read as zeros (MADV_REMOVE). addr must be page-aligned, or
+ * it is EINVAL; the kernel rounds a length UP to whole pages. */
 int os_map_remove(char *addr, size_t length);
 
-/* The first byte of [addr, addr + length) that cannot be brought in, as an
- * offset from addr, or length where there is none or the kernel can't tell. */
-size_t os_map_first_fault(char *addr, size_t length);
+/* The first byte of [addr, addr + length) that cannot be brought in to be read, or
+ * to be written, as an offset from addr; length where all can, 0 where the kernel
+ * cannot tell (before Linux 5.14). */
+size_t os_map_first_fault(char *addr, size_t length, bool to_write);
 
 size_t os_map_page_size(void);
 

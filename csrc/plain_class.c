@@ -23,6 +23,7 @@ struct foreign_ctypes {
     PyObject *size_of;
     PyObject *field_type;      /* of the descriptors in a Structure or Union */
     PyObject *value_of_simple; /* a descriptor */
+    PyObject *reduce;          /* of every ctypes instance */
     ssizeargfunc item_of_array;
     /* type.__dict__, __mro__ and __base__ as they are: a metaclass cannot hide what
      * its classes hold. */
@@ -32,9 +33,7 @@ struct foreign_ctypes {
     /* Classes that were found to be plain, each in the place that its address gives
      * it. */
     struct known known[KNOWN];
-#ifdef Py_GIL_DISABLED
-    PyMutex lock; /* of known */
-#endif
+    atomic_flag busy; /* somebody is at the table */
 };
 
 void
@@ -46,6 +45,7 @@ plain_class_free(struct foreign_ctypes *self)
     Py_XDECREF(self->size_of);
     Py_XDECREF(self->field_type);
     Py_XDECREF(self->value_of_simple);
+    Py_XDECREF(self->reduce);
     Py_XDECREF(self->dict_of_type);
     Py_XDECREF(self->mro_of_type);
     Py_XDECREF(self->base_of_type);
@@ -128,6 +128,9 @@ plain_class_load(PyObject *module)
         || (self->value_of_simple =
                 PyObject_GetAttrString(self->base[FAMILY_SIMPLE], "value"))
                == NULL
+        || (self->reduce =
+                PyObject_GetAttrString(self->base[FAMILY_SIMPLE], "__reduce__"))
+               == NULL
         || (self->dict_of_type = type_descriptor("__dict__")) == NULL
         || (self->mro_of_type = type_descriptor("__mro__")) == NULL
         || (self->base_of_type = type_descriptor("__base__")) == NULL) {
@@ -183,11 +186,13 @@ refuse(PyObject *culprit)
  * pointer is then None or an object of a class that is none of the families', a
  * Python object a ValueError; everything else is a number, characters, or an
  * instance that is asked in turn. */
-static int check_instance(const struct foreign_ctypes *ctypes, PyObject *instance);
+static int check_instance(const struct foreign_ctypes *ctypes, PyObject *instance,
+                          PyObject *seen);
 
 /* value is stolen, NULL where the getter raised. */
 static int
-check_value(const struct foreign_ctypes *ctypes, PyObject *value, PyObject *culprit)
+check_value(const struct foreign_ctypes *ctypes, PyObject *value, PyObject *culprit,
+            PyObject *seen)
 {
     if (value == NULL) {
         if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
@@ -206,96 +211,135 @@ check_value(const struct foreign_ctypes *ctypes, PyObject *value, PyObject *culp
         result = 0;
     }
     else {
-        result = check_instance(ctypes, value);
+        result = check_instance(ctypes, value, seen);
     }
     Py_DECREF(value);
     return result;
 }
 
-/* Every field that the class declares must still be there to be asked. */
-static int
-check_declared(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *dict)
+static bool
+is_field(const struct foreign_ctypes *ctypes, PyObject *value)
 {
-    PyObject *fields = PyMapping_GetItemString(dict, "_fields_");
-    if (fields == NULL) {
-        PyErr_Clear(); /* none of its own, or taken away */
-        return 0;
-    }
-    Py_ssize_t count = PySequence_Size(fields);
-    int result = count < 0 ? -1 : 0;
-    for (Py_ssize_t i = 0; i < count && result == 0; i++) {
-        PyObject *field = PySequence_GetItem(fields, i);
-        PyObject *name = field == NULL ? NULL : PySequence_GetItem(field, 0);
-        PyObject *found = name == NULL ? NULL : PyObject_GetItem(dict, name);
-        if (found == NULL || !Py_IS_TYPE(found, (PyTypeObject *)ctypes->field_type)) {
-            PyErr_Clear();
-            result = refuse(cls);
-        }
-        Py_XDECREF(found);
-        Py_XDECREF(name);
-        Py_XDECREF(field);
-    }
-    Py_DECREF(fields);
-    return result;
+    return Py_IS_TYPE(value, (PyTypeObject *)ctypes->field_type);
 }
 
-/* The fields that one class adds: those of its descriptors that are fields. */
-static int
-check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *instance)
+/* What stands in one class's own namespace. */
+static PyObject *
+own_values(const struct foreign_ctypes *ctypes, PyObject *cls)
 {
     PyObject *dict = foreign_describe(ctypes->dict_of_type, cls);
     PyObject *values = dict == NULL ? NULL : PyMapping_Values(dict);
-    int result = values == NULL ? -1 : check_declared(ctypes, cls, dict);
+    Py_XDECREF(dict);
+    return values;
+}
+
+/* The fields of a class that the layout of the instance builds on. */
+static int
+check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *instance,
+                 PyObject *seen)
+{
+    PyObject *values = own_values(ctypes, cls);
     Py_ssize_t count = values == NULL ? 0 : PyList_Size(values);
+    int result = values == NULL ? -1 : 0;
     for (Py_ssize_t i = 0; i < count && result == 0; i++) {
         PyObject *field = PyList_GetItem(values, i);
-        if (Py_IS_TYPE(field, (PyTypeObject *)ctypes->field_type)) {
-            result = check_value(ctypes, foreign_describe(field, instance), field);
+        if (is_field(ctypes, field)) {
+            result =
+                check_value(ctypes, foreign_describe(field, instance), field, seen);
         }
     }
     Py_XDECREF(values);
-    Py_XDECREF(dict);
     return result;
 }
 
-/* A Structure or Union has the fields of every class by which an attribute is
- * looked up, and of every class that its layout builds on: mro() can differ. */
+/* The layout of a class builds on __base__ alone; attributes are looked up by
+ * __mro__. The fields of a class that is in the second but not in the first would
+ * read whatever stands at their offsets, even past the instance's end. */
 static int
-check_fields(const struct foreign_ctypes *ctypes, PyObject *instance)
+check_stranger(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *stranger)
+{
+    PyObject *values = own_values(ctypes, stranger);
+    Py_ssize_t count = values == NULL ? 0 : PyList_Size(values);
+    int result = values == NULL ? -1 : 0;
+    for (Py_ssize_t i = 0; i < count && result == 0; i++) {
+        if (is_field(ctypes, PyList_GetItem(values, i))) {
+            PyErr_Format(PyExc_TypeError,
+                         "%R has fields of %R, on which its layout does not build", cls,
+                         stranger);
+            result = -1;
+        }
+    }
+    Py_XDECREF(values);
+    return result;
+}
+
+/* The classes that the layout builds on, the class itself first: a list. */
+static PyObject *
+layout_of(const struct foreign_ctypes *ctypes, PyObject *cls)
+{
+    PyObject *layout = PyList_New(0), *next = Py_NewRef(cls);
+    while (layout != NULL && next != NULL && !Py_IsNone(next)) {
+        PyObject *at = next;
+        if (PyList_Append(layout, at) < 0) {
+            Py_CLEAR(layout);
+        }
+        next = foreign_describe(ctypes->base_of_type, at);
+        Py_DECREF(at);
+    }
+    if (next == NULL) {
+        Py_CLEAR(layout);
+    }
+    Py_XDECREF(next);
+    return layout;
+}
+
+static bool
+holds(PyObject *list, PyObject *obj)
+{
+    for (Py_ssize_t i = 0; i < PyList_Size(list); i++) {
+        if (PyList_GetItem(list, i) == obj) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int
+check_fields(const struct foreign_ctypes *ctypes, PyObject *instance, PyObject *seen)
 {
     PyObject *cls = (PyObject *)Py_TYPE(instance);
-    PyObject *mro = foreign_describe(ctypes->mro_of_type, cls);
-    Py_ssize_t count = mro == NULL ? -1 : PyTuple_Size(mro);
+    PyObject *layout = layout_of(ctypes, cls);
+    PyObject *mro = layout == NULL ? NULL : foreign_describe(ctypes->mro_of_type, cls);
     int result = mro == NULL ? -1 : 0;
-    for (Py_ssize_t i = 0; i < count && result == 0; i++) {
-        result = check_own_fields(ctypes, PyTuple_GetItem(mro, i), instance);
+    for (Py_ssize_t i = 0; result == 0 && i < PyTuple_Size(mro); i++) {
+        PyObject *at = PyTuple_GetItem(mro, i);
+        if (!holds(layout, at)) {
+            result = check_stranger(ctypes, cls, at);
+        }
+    }
+    for (Py_ssize_t i = 0; result == 0 && i < PyList_Size(layout); i++) {
+        result = check_own_fields(ctypes, PyList_GetItem(layout, i), instance, seen);
     }
     Py_XDECREF(mro);
-    PyObject *layout = Py_NewRef(cls);
-    while (result == 0 && layout != ctypes->base[FAMILY_STRUCTURE]
-           && layout != ctypes->base[FAMILY_UNION]) {
-        result = check_own_fields(ctypes, layout, instance);
-        PyObject *next = foreign_describe(ctypes->base_of_type, layout);
-        Py_DECREF(layout);
-        layout = next;
-        result = layout == NULL ? -1 : result;
-    }
     Py_XDECREF(layout);
     return result;
 }
 
 static int
-check_instance(const struct foreign_ctypes *ctypes, PyObject *instance)
+check_instance(const struct foreign_ctypes *ctypes, PyObject *instance, PyObject *seen)
 {
     PyObject *cls = (PyObject *)Py_TYPE(instance);
     int result = -1;
+    if (holds(seen, cls)) {
+        return 0;
+    }
     if (Py_EnterRecursiveCall(" in a ctypes class")) {
         return -1;
     }
     switch (class_family(ctypes, cls)) {
     case FAMILY_STRUCTURE:
     case FAMILY_UNION:
-        result = check_fields(ctypes, instance);
+        result = check_fields(ctypes, instance, seen);
         break;
     case FAMILY_ARRAY: {
         /* All items are alike. Of none there is nothing to forge: IndexError. */
@@ -305,35 +349,41 @@ check_instance(const struct foreign_ctypes *ctypes, PyObject *instance)
             result = 0;
         }
         else {
-            result = check_value(ctypes, item, cls);
+            result = check_value(ctypes, item, cls, seen);
         }
         break;
     }
     case FAMILY_SIMPLE:
-        result = check_value(ctypes,
-                             foreign_describe(ctypes->value_of_simple, instance), cls);
+        result = check_value(
+            ctypes, foreign_describe(ctypes->value_of_simple, instance), cls, seen);
         break;
     default:
         refuse(cls);
     }
     Py_LeaveRecursiveCall();
-    return result;
+    /* Once is enough for a class, or the time would double with each nesting. */
+    return result == 0 ? PyList_Append(seen, cls) : -1;
 }
 
+/* Its place in the table, for this thread alone until known_leave; NULL where another
+ * thread is there: nobody waits, so that no fork can leave somebody waiting for ever.
+ * With a GIL nobody ever is. */
 static inline struct known *
-known_lock(struct foreign_ctypes *ctypes, PyObject *cls)
+known_enter(struct foreign_ctypes *ctypes, PyObject *cls)
 {
 #ifdef Py_GIL_DISABLED
-    PyMutex_Lock(&ctypes->lock);
+    if (atomic_flag_test_and_set(&ctypes->busy)) {
+        return NULL;
+    }
 #endif
     return &ctypes->known[((uintptr_t)cls >> 6) % KNOWN];
 }
 
 static inline void
-known_unlock(struct foreign_ctypes *ctypes)
+known_leave(struct foreign_ctypes *ctypes)
 {
 #ifdef Py_GIL_DISABLED
-    PyMutex_Unlock(&ctypes->lock);
+    atomic_flag_clear(&ctypes->busy);
 #else
     (void)ctypes;
 #endif
@@ -346,12 +396,14 @@ static bool
 known_recall(struct foreign_ctypes *ctypes, PyObject *cls, PyObject *weak,
              struct object_type *out)
 {
-    const struct known *known = known_lock(ctypes, cls);
-    bool found = known->weak == weak;
+    const struct known *known = known_enter(ctypes, cls);
+    bool found = known != NULL && known->weak == weak;
     if (found) {
         *out = known->type;
     }
-    known_unlock(ctypes);
+    if (known != NULL) {
+        known_leave(ctypes);
+    }
     return found;
 }
 
@@ -359,11 +411,13 @@ static void
 known_add(struct foreign_ctypes *ctypes, PyObject *cls, PyObject *weak,
           const struct object_type *type)
 {
-    struct known *known = known_lock(ctypes, cls);
-    PyObject *old = known->weak;
-    *known = (struct known){Py_NewRef(weak), *type};
-    known_unlock(ctypes);
-    Py_XDECREF(old);
+    struct known *known = known_enter(ctypes, cls);
+    if (known != NULL) {
+        PyObject *old = known->weak;
+        *known = (struct known){Py_NewRef(weak), *type};
+        known_leave(ctypes);
+        Py_XDECREF(old);
+    }
 }
 
 PyObject *
@@ -388,6 +442,26 @@ plain_class_make(const struct object_type *self, char **bytes)
     return holder;
 }
 
+/* What ctypes itself knows of a class: it refuses to pickle what holds pointers,
+ * even where their fields were taken away from the class. (It does not know of a
+ * subclass of a pointer class.) */
+static int
+check_pickles(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *instance)
+{
+    PyObject *reduced = PyObject_CallFunctionObjArgs(ctypes->reduce, instance, NULL);
+    if (reduced != NULL) {
+        Py_DECREF(reduced);
+        return 0;
+    }
+    /* AttributeError: a class without a __dict__ is none that ctypes made as it is. */
+    if (PyErr_ExceptionMatches(PyExc_ValueError)
+        || PyErr_ExceptionMatches(PyExc_AttributeError)) {
+        PyErr_Clear();
+        refuse(cls);
+    }
+    return -1;
+}
+
 /* 1, 0 or -1, as plain_class_find, for a class that is not known. */
 static int
 plain_examine(const struct foreign_ctypes *ctypes, PyObject *cls,
@@ -402,12 +476,17 @@ plain_examine(const struct foreign_ctypes *ctypes, PyObject *cls,
     Py_ssize_t size = number == NULL ? -1 : PyLong_AsSsize_t(number);
     Py_XDECREF(number);
     *out = (struct object_type){cls, (size_t)size, ctypes->make[family],
-                                ctypes->get_buffer[family], false};
+                                ctypes->get_buffer[family]};
     if (size <= 0) {
         return size < 0 ? -1 : 1;
     }
     PyObject *instance = plain_class_make(out, &unused);
-    int result = instance == NULL ? -1 : check_instance(ctypes, instance);
+    PyObject *seen = instance == NULL ? NULL : PyList_New(0);
+    int result = -1;
+    if (seen != NULL && check_instance(ctypes, instance, seen) == 0) {
+        result = check_pickles(ctypes, cls, instance);
+    }
+    Py_XDECREF(seen);
     Py_XDECREF(instance);
     return result < 0 ? -1 : 1;
 }
@@ -444,6 +523,7 @@ plain_class_traverse(struct foreign_ctypes *self, visitproc visit, void *arg)
     Py_VISIT(self->size_of);
     Py_VISIT(self->field_type);
     Py_VISIT(self->value_of_simple);
+    Py_VISIT(self->reduce);
     Py_VISIT(self->dict_of_type);
     Py_VISIT(self->mro_of_type);
     Py_VISIT(self->base_of_type);

@@ -26,7 +26,7 @@ typedef struct {
     PyObject *type;
     const scalar_object *scalar; /* type, where that is a Scalar; else NULL */
     struct lender lender;
-    bool tracked; /* by the garbage collector */
+    PyObject *module; /* strong, where the collector tracks the ref; else NULL */
 } ref_object;
 
 static inline ref_object *
@@ -52,8 +52,9 @@ ref_new(module_state *state, char *addr, size_t size, PyObject *type,
     self->scalar = scalar_check(state, type) ? (scalar_object *)type : NULL;
     self->lender = lender;
     /* A Scalar and our own pages lead to no cycle. */
-    self->tracked = self->scalar == NULL || lender.buffer_owner != NULL;
-    if (self->tracked) {
+    bool tracked = self->scalar == NULL || lender.buffer_owner != NULL;
+    self->module = tracked ? Py_NewRef(state->module) : NULL;
+    if (tracked) {
         PyObject_GC_Track((PyObject *)self);
     }
     return (PyObject *)self;
@@ -66,6 +67,7 @@ ref_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->type);
     Py_VISIT(self->lender.buffer_owner);
+    Py_VISIT(self->module);
     return 0;
 }
 
@@ -74,13 +76,15 @@ ref_dealloc(PyObject *op)
 {
     ref_object *self = ref_of(op);
     PyTypeObject *type = Py_TYPE(op);
-    if (self->tracked) {
+    PyObject *module = self->module;
+    if (module != NULL) {
         PyObject_GC_UnTrack(op);
     }
     lender_give_back(&self->lender, BORROW_REF);
     Py_DECREF(self->type);
     PyObject_GC_Del(op);
     Py_DECREF(type);
+    Py_XDECREF(module);
 }
 
 static PyObject *

@@ -135,7 +135,10 @@ scalar_float_from_object(const scalar_object *self, PyObject *value, uint64_t *b
 {
     double number = PyFloat_AsDouble(value);
     if (number == -1.0 && PyErr_Occurred()) {
-        if (PyErr_ExceptionMatches(PyExc_OverflowError) && PyLong_Check(value)) {
+        if (PyUnicode_Check(value) || Py_IsNone(value)) {
+            errors_wrong_type("val", "a float", value);
+        }
+        if (PyErr_ExceptionMatches(PyExc_OverflowError) && PyIndex_Check(value)) {
             return scalar_int_is_no_float(self, value);
         }
         return -1;

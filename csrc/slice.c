@@ -18,8 +18,8 @@
 
 typedef struct {
     memory_object base;
-    hold hold;    /* its calls and exported buffers */
-    bool tracked; /* by the garbage collector */
+    hold hold;        /* its calls and exported buffers */
+    PyObject *module; /* strong, where the collector tracks the slice; else NULL */
 } slice_object;
 
 PyObject *
@@ -34,11 +34,11 @@ slice_new(module_state *state, char *addr, size_t size, struct lender lender)
         return NULL;
     }
     atomic_init(&self->hold, HOLD_OWNED);
-    memory_start(&self->base, state, addr, size, &self->hold, lender);
-    /* Only a buffer owner can lead to a cycle. Not to be tracked saves a sixth of
-     * a slice's creation. */
-    self->tracked = lender.buffer_owner != NULL;
-    if (self->tracked) {
+    memory_start(&self->base, state, addr, size, &self->hold, lender, false);
+    /* Only a buffer owner can lead to a cycle. Measured against memoryview[a:b],
+     * creation is 0.60 untracked, 0.62 tracked. */
+    self->module = lender.buffer_owner != NULL ? Py_NewRef(state->module) : NULL;
+    if (self->module != NULL) {
         PyObject_GC_Track((PyObject *)self);
     }
     return (PyObject *)self;
@@ -49,6 +49,7 @@ slice_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(memory_of(op)->lender.buffer_owner);
+    Py_VISIT(((slice_object *)op)->module);
     return 0;
 }
 
@@ -57,7 +58,8 @@ slice_dealloc(PyObject *op)
 {
     memory_object *self = memory_of(op);
     PyTypeObject *type = Py_TYPE(op);
-    if (((slice_object *)op)->tracked) {
+    PyObject *module = ((slice_object *)op)->module;
+    if (module != NULL) {
         PyObject_GC_UnTrack(op);
     }
     if (self->weakrefs != NULL) {
@@ -68,6 +70,7 @@ slice_dealloc(PyObject *op)
     }
     PyObject_GC_Del(op);
     Py_DECREF(type);
+    Py_XDECREF(module);
 }
 
 PyDoc_STRVAR(
@@ -139,7 +142,7 @@ slice_copy(PyObject *op, PyObject *const *args, Py_ssize_t nargs, bool from)
     memory_object *self = memory_of(op);
     Py_buffer view;
     if (args_count(nargs, 1, 1, from ? "copy_from" : "copy_to", "buf") < 0
-        || args_buffer(args[0], &view, !from) < 0) {
+        || args_buffer(args[0], "buf", &view, !from) < 0) {
         return NULL;
     }
     size_t count = Py_MIN((size_t)view.len, self->size);

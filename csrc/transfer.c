@@ -12,7 +12,6 @@
 #include "range.h"
 #include "volatile_memory.h"
 
-#include <string.h>
 
 /* The most that one read() of an object is asked for, which then makes a bytes
  * object of that size. */
@@ -67,6 +66,26 @@ transfer_attribute(PyObject *error, const char *name, long missing)
     return result;
 }
 
+/* The kernel found a bad address: the memory's fault if a page of it is gone. cause
+ * is stolen, and may be NULL. */
+static int
+transfer_bad_address(struct transfer *self, PyObject *cause)
+{
+    char *addr = self->memory->addr + self->mem_offset + self->done;
+    size_t left = self->count - self->done, at;
+    Py_BEGIN_ALLOW_THREADS
+    at = os_map_first_fault(addr, left, self->reading);
+    Py_END_ALLOW_THREADS
+    if (at == left) {
+        return transfer_fail(self, EFAULT, NULL, cause);
+    }
+    errors_memory_fault(self->reading ? self->state->WriteToMemoryError
+                                      : self->state->ReadFromMemoryError,
+                        EFAULT, self->mem_offset + self->done + at);
+    errors_set_cause(cause);
+    return -1;
+}
+
 /* The stream raised: an OSError is wrapped, anything else passes untouched. */
 static int
 transfer_wrap(struct transfer *self)
@@ -84,6 +103,9 @@ transfer_wrap(struct transfer *self)
         }
     }
     int err = (int)transfer_attribute(cause, "errno", 0);
+    if (err == EFAULT && self->done < self->count) {
+        return transfer_bad_address(self, cause);
+    }
     PyObject *text = PyObject_Str(cause);
     const char *chars = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
     if (chars == NULL) {
@@ -98,8 +120,8 @@ transfer_wrap(struct transfer *self)
 static int
 transfer_would_block(struct transfer *self)
 {
-    PyObject *cause =
-        PyObject_CallFunction(PyExc_BlockingIOError, "is", EAGAIN, strerror(EAGAIN));
+    PyObject *cause = PyObject_CallFunction(PyExc_BlockingIOError, "iN", EAGAIN,
+                                            errors_strerror(EAGAIN));
     return cause == NULL ? -1 : transfer_fail(self, EAGAIN, NULL, cause);
 }
 
@@ -112,22 +134,6 @@ transfer_stopped(struct transfer *self)
     }
     PyObject *cause = PyObject_CallFunction(PyExc_EOFError, "s", "end of the source");
     return cause == NULL ? -1 : transfer_fail(self, 0, "it ended early", cause);
-}
-
-/* The kernel found a bad address: the memory's fault if a page of it is gone. */
-static int
-transfer_bad_address(struct transfer *self, char *addr, size_t left)
-{
-    size_t at;
-    Py_BEGIN_ALLOW_THREADS
-    at = os_map_first_fault(addr, left);
-    Py_END_ALLOW_THREADS
-    if (at == left) {
-        return transfer_fail(self, EFAULT, NULL, NULL);
-    }
-    return errors_memory_fault(self->reading ? self->state->WriteToMemoryError
-                                             : self->state->ReadFromMemoryError,
-                               EFAULT, self->mem_offset + self->done + at);
 }
 
 /* Each step moves some of the rest: 0 and *moved, or -1 with an exception. */
@@ -148,7 +154,7 @@ transfer_step_fd(struct transfer *self, char *addr, size_t left, size_t *moved)
         *moved = 0;
         return 0;
     case EFAULT:
-        return transfer_bad_address(self, addr, left);
+        return transfer_bad_address(self, NULL);
     case EAGAIN:
         return transfer_would_block(self);
     default:
@@ -157,12 +163,11 @@ transfer_step_fd(struct transfer *self, char *addr, size_t left, size_t *moved)
 }
 
 static int
-transfer_nonsense(struct transfer *self, size_t asked)
+transfer_nonsense(struct transfer *self, Py_ssize_t claimed, size_t asked)
 {
-    char text[80];
-    PyOS_snprintf(text, sizeof(text),
-                  "its %s() claimed more than the %zu bytes asked for",
-                  method_names[self->by], asked);
+    char text[96];
+    PyOS_snprintf(text, sizeof(text), "its %s() said %zd of the %zu bytes asked for",
+                  method_names[self->by], claimed, asked);
     return transfer_fail(self, 0, text, NULL);
 }
 
@@ -221,7 +226,7 @@ transfer_step_view(struct transfer *self, char *addr, size_t left, size_t *moved
         return -1;
     }
     if (count < 0 || (size_t)count > left) {
-        return transfer_nonsense(self, left);
+        return transfer_nonsense(self, count, left);
     }
     *moved = (size_t)count;
     return count == 0 ? transfer_stopped(self) : 0;
@@ -251,7 +256,7 @@ transfer_step_read(struct transfer *self, char *addr, size_t left, size_t *moved
     if (failed == 0) {
         *moved = (size_t)view.len;
         if (*moved > asked) {
-            failed = transfer_nonsense(self, asked);
+            failed = transfer_nonsense(self, view.len, asked);
         }
         else if (*moved == 0) {
             failed = transfer_stopped(self);
@@ -367,7 +372,7 @@ transfer_do(struct transfer *self)
         errors_invalid_range(self->state, self->mem_offset, self->count, memory->size);
     }
     else if (self->positioned && !range_fits(self->position, self->count, INT64_MAX)) {
-        errors_invalid_offset_u64(self->state, self->position);
+        errors_invalid_offset_u64(self->state, self->position, self->count);
     }
     else {
         done = transfer_run(self) == 0;

@@ -18,26 +18,18 @@
 
 #include <string.h>
 
-/* A mapping counts its calls and exports in the word of its pages, together with
- * those who borrow from them. */
-static inline bool
-memory_is_mapping(const memory_object *self)
-{
-    return self->lender.pages != NULL && self->hold == &self->lender.pages->hold;
-}
-
 int
 memory_refuse(const memory_object *self)
 {
-    errors_closed(self->state, memory_is_mapping(self) ? "the mapping has been closed"
-                                                       : "the slice has been released");
+    errors_closed(self->state, self->is_mapping ? "the mapping has been closed"
+                                                : "the slice has been released");
     return -1;
 }
 
 void
 memory_vacate(memory_object *self)
 {
-    if (memory_is_mapping(self)) {
+    if (self->is_mapping) {
         pages_unmap_or_report(&self->lender.pages->mapping);
     }
     else {
@@ -61,8 +53,9 @@ memory_busy(memory_object *self, uint64_t seen)
 {
     uint64_t borrowers = (seen & HOLD_ANYONE) / HOLD_BORROW;
     uint64_t calls = seen % HOLD_BORROW, slices = 0, refs = 0;
-    if (memory_is_mapping(self)) {
-        /* Read apart from the word: without a GIL they may be a step ahead. */
+    if (self->is_mapping) {
+        /* The pages count all who borrow from them together with the mapping's own.
+         * Read apart from the word: without a GIL they may be a step ahead. */
         slices = Py_MIN(hold_read(&self->lender.pages->slices), borrowers);
         refs = Py_MIN(hold_read(&self->lender.pages->refs), borrowers - slices);
     }
@@ -73,8 +66,7 @@ memory_busy(memory_object *self, uint64_t seen)
                        "exported buffer");
     memory_list_holder(text, sizeof(text), calls, "running call");
     PyErr_Format(PyExc_BufferError, "cannot %s: it is held by %s",
-                 memory_is_mapping(self) ? "close the mapping" : "release the slice",
-                 text);
+                 self->is_mapping ? "close the mapping" : "release the slice", text);
     return NULL;
 }
 
@@ -85,7 +77,7 @@ memory_close(memory_object *self)
     if (!hold_close(self->hold, &seen)) {
         return seen & HOLD_CLOSED ? Py_NewRef(Py_None) : memory_busy(self, seen);
     }
-    if (!memory_is_mapping(self)) {
+    if (!self->is_mapping) {
         lender_give_back(&self->lender, BORROW_SLICE);
         Py_RETURN_NONE;
     }
@@ -226,12 +218,12 @@ memory_repr(PyObject *op)
     memory_object *self = memory_of(op);
     char size[32];
     PyOS_snprintf(size, sizeof(size), "%#zx", self->size);
-    return PyUnicode_FromFormat(
-        "<guestmem.%s size=%s%s>",
-        memory_is_mapping(self) ? "MemoryMapping" : "VolatileSlice", size,
-        !hold_is_closed(self->hold) ? ""
-        : memory_is_mapping(self)   ? " closed"
-                                    : " released");
+    return PyUnicode_FromFormat("<guestmem.%s size=%s%s>",
+                                self->is_mapping ? "MemoryMapping" : "VolatileSlice",
+                                size,
+                                !hold_is_closed(self->hold) ? ""
+                                : self->is_mapping          ? " closed"
+                                                            : " released");
 }
 
 /* The exported buffer is a borrower until it is released. What is done through

@@ -53,6 +53,7 @@ typedef struct {
     hold *hold; /* the word that calls enter: that of the pages for a mapping, its
                    own for a slice */
     struct lender lender;
+    bool is_mapping;
 } memory_object;
 
 static inline memory_object *
@@ -131,7 +132,7 @@ PyObject *memory_bytes_at(const char *guest, size_t count);
  * VolatileMemory. */
 static inline void
 memory_start(memory_object *self, module_state *state, char *addr, size_t size,
-             hold *word, struct lender lender)
+             hold *word, struct lender lender, bool is_mapping)
 {
     self->state = state;
     self->weakrefs = NULL;
@@ -139,6 +140,7 @@ memory_start(memory_object *self, module_state *state, char *addr, size_t size,
     self->size = size;
     self->hold = word;
     self->lender = lender;
+    self->is_mapping = is_mapping;
 }
 
 /* What a mapping's close() and a slice's release() do: gives the memory back if

@@ -187,6 +187,40 @@ def test_a_field_whose_descriptor_is_taken_away() -> None:
     check_refused(cls)
 
 
+def test_fields_and_descriptors_that_are_deleted_afterwards() -> None:
+    cls: Any = structure(ctypes.py_object)
+    field = cls.field0
+    del cls._fields_, cls.field0
+    check_refused(cls)
+    cls.field0 = field
+
+
+def test_fields_beyond_the_layout(run_child: Callable[..., str]) -> None:
+    """Only one base lays out memory; the getters of another would look past the instance."""
+    code = """
+        import ctypes, guestmem
+        class Small(ctypes.Structure):
+            _fields_ = [("a", ctypes.c_uint32)]
+        class Big(ctypes.Structure):
+            _fields_ = [("b", ctypes.c_uint8 * (64 << 20)), ("c", ctypes.c_uint32)]
+        class Both(Small, Big):
+            pass
+        try:
+            guestmem.MemoryMapping(4096).read_obj(0, Both)
+        except TypeError as error:
+            assert "on which its layout does not build" in str(error)
+            print("refused")
+    """
+    assert run_child(code) == "refused\n"
+
+
+def test_nesting_takes_no_time() -> None:
+    cls: Any = ctypes.c_uint8
+    for _ in range(40):
+        cls = type("Nest", (ctypes.Union,), {"_fields_": [("a", cls), ("b", cls)]})
+    assert MemoryMapping(8).read_obj(0, cls) is not None
+
+
 def test_a_letter_that_is_changed_afterwards() -> None:
     cls: Any = subclass(ctypes.c_char_p)
     cls._type_ = "Q"

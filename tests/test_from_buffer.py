@@ -147,7 +147,7 @@ def test_an_empty_buffer() -> None:
     assert memoryview(part).nbytes == 0
 
 
-BUFFER_ERROR = r"^buf must be a writable contiguous buffer$"
+BUFFER_ERROR = r"^obj must be a writable contiguous buffer, not a read-only or non-contiguous one$"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,9 @@ def test_numpy_says_value_error_and_that_is_the_cause() -> None:
             VolatileSlice.from_buffer(exporter)
         assert type(caught.value.__cause__) is ValueError
     mapping = MemoryMapping(8)
-    with pytest.raises(BufferError, match=r"^buf must be a contiguous buffer$") as caught:
+    with pytest.raises(
+        BufferError, match="^buf must be a contiguous buffer, not a non-contiguous one$"
+    ) as caught:
         mapping.write_slice(stepped, 0)
     assert type(caught.value.__cause__) is ValueError
     assert mapping.read_bytes(0, 8) == bytes(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from typing import TYPE_CHECKING
 
@@ -299,3 +300,33 @@ def test_an_interpreter_ends_while_a_thread_waits_inside(run_child: Callable[...
         print(error)
     """
     assert "1 running call" in run_child(code)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="__release_buffer__ came with 3.12")
+def test_a_buffer_that_is_released_when_the_module_goes(run_child: Callable[..., str]) -> None:
+    """What runs while garbage is cleared still finds the module's state."""
+    code = """
+        import gc, os
+        import guestmem
+        gc.collect()  # its types are in the oldest generation
+        def main():
+            held = []
+            class Exporter:
+                def __buffer__(self, flags):
+                    return memoryview(bytearray(64))
+                def __release_buffer__(self, view, write=os.write):
+                    write(1, b"released\\n")
+                    self.get_slice(0, 8)
+                    try:
+                        self.read_bytes(200, 8)
+                    except BaseException:
+                        pass
+            e = Exporter()
+            held.append(guestmem.VolatileSlice.from_buffer(e))
+            e.held = held
+            other = guestmem.VolatileSlice.from_buffer(bytearray(100))
+            e.get_slice, e.read_bytes = other.get_slice, other.read_bytes
+            return held
+        keep = main()
+    """
+    assert run_child(code) == "released\n"

@@ -212,7 +212,7 @@ def test_fileno_that_answers_nonsense() -> None:
         with pytest.raises(TypeError, match=r"^what fileno\(\) returns must be an int, not"):
             MemoryMapping.from_fd(Answering(answer), PAGE)
     for answer in (2**31, -(2**31) - 1, 2**80):
-        with pytest.raises(OverflowError, match="^fd does not fit a C int$"):
+        with pytest.raises(OverflowError, match="^fd must be a file descriptor, a C int, not"):
             MemoryMapping.from_fd(Answering(answer), PAGE)
     for raised in (OSError(5, "no"), ZeroDivisionError(), AttributeError("inside")):
         with pytest.raises(type(raised)) as caught:

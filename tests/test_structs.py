@@ -278,3 +278,19 @@ def test_a_value_that_closes() -> None:
     with pytest.raises(ValueError, match="the mapping has been closed"):
         m.write_obj((Closes(),), 0, Struct("B"))
     assert m.closed
+
+
+def test_no_other_struct_decides_what_is_read(run_child: Callable[..., str]) -> None:
+    """A Struct often takes the address of the one before. The page after the file is gone."""
+    code = """
+        import os, struct, guestmem
+        page = os.sysconf("SC_PAGESIZE")
+        fd = os.memfd_create("page")
+        os.ftruncate(fd, page)
+        m = guestmem.MemoryMapping.from_fd(fd, 2 * page)
+        for _ in range(100):
+            assert m.read_obj(0, struct.Struct("<100s")) == (bytes(100),)
+            assert m.read_obj(page - 4, struct.Struct("<I")) == (0,)
+        print("alive")
+    """
+    assert run_child(code) == "alive\n"

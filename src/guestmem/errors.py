@@ -56,6 +56,8 @@ class InvalidAddressError(_RangeError):
         super().__init__(offset, count, size)
 
     def __str__(self) -> str:
+        if self.count == 0 and self.offset == self.size:
+            return f"{self._asked()} does not begin within memory of size {self.size:#x}"
         return f"{self._asked()} is not within memory of size {self.size:#x}"
 
 
@@ -77,14 +79,19 @@ class InvalidRangeError(_RangeError):
 
 
 class InvalidOffsetError(MmapError, ValueError):
-    """The offset in a file does not fit off_t: it must be from 0 to 2**63 - 1."""
+    """The offset in a file, or the end of the range from there, does not fit off_t.
 
-    def __init__(self, offset: int) -> None:
-        super().__init__(offset)
+    off_t goes from 0 to 2**63 - 1. count is 0 where the offset alone does not fit.
+    """
+
+    def __init__(self, offset: int, count: int = 0) -> None:
+        super().__init__(offset, count)
         self.offset = offset
+        self.count = count
 
     def __str__(self) -> str:
-        return f"file offset {self.offset:#x} is not from 0 to 0x7fffffffffffffff (off_t)"
+        plus = f" + count {self.count:#x}" if self.count else ""
+        return f"file offset {self.offset:#x}{plus} is not from 0 to 0x7fffffffffffffff (off_t)"
 
 
 class _OSError(MmapError, OSError):

@@ -11,6 +11,7 @@ start, 130 interrupted.
 
 import argparse
 import os
+import signal
 import stat
 import sys
 import tempfile
@@ -80,8 +81,12 @@ def hypervise(options: argparse.Namespace) -> int:
         what = options.image or "the built-in guest"
         say("memory", f"{ram.size // MIB} MiB; {what}, {size} bytes, at {entry:#x}")
 
+        # No Ctrl-C between the start of the vCPU's thread and the promise to stop it. The thread
+        # inherits the mask, which is right: the main thread is the one to be interrupted.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         running = stack.enter_context(ThreadPoolExecutor(1)).submit(vcpu.run)
         stack.callback(stop, vcpu, running)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         passed = options.image is not None or converse(ram, running)
         try:
             running.result()
