@@ -240,6 +240,21 @@ def truncated(tmp_path: Path) -> Iterator[MemoryMapping]:
     mapping.close()
 
 
+def test_an_object_that_meets_a_fault_is_not_to_blame(truncated: MemoryMapping, file: int) -> None:
+    class Raw(io.FileIO):
+        """As good as its fd, but asked, as any subclass is."""
+
+    os.ftruncate(file, 5 * PAGE)
+    with Raw(file, "r+b", closefd=False) as raw:
+        with pytest.raises(WriteToMemoryError) as into:
+            truncated.read_to_memory(PAGE, raw, 2 * PAGE)
+        assert (into.value.errno, into.value.offset) == (errno.EFAULT, 2 * PAGE)
+        assert isinstance(into.value.__cause__, OSError)
+        with pytest.raises(ReadFromMemoryError) as out:
+            truncated.write_from_memory(PAGE, raw, 2 * PAGE)
+        assert (out.value.errno, out.value.offset) == (errno.EFAULT, 2 * PAGE)
+
+
 @pytest.mark.parametrize("start", [0, 1, PAGE, 2 * PAGE - 1, 2 * PAGE, 2 * PAGE + 5, 4 * PAGE - 1])
 def test_memory_that_faults_is_not_the_files_fault(
     truncated: MemoryMapping, file: int, start: int
