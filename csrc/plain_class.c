@@ -233,6 +233,37 @@ own_values(const struct foreign_ctypes *ctypes, PyObject *cls)
     return values;
 }
 
+static Py_ssize_t
+int_attribute(PyObject *obj, const char *name)
+{
+    PyObject *number = PyObject_GetAttrString(obj, name);
+    Py_ssize_t value = number == NULL ? -1 : PyLong_AsSsize_t(number);
+    Py_XDECREF(number);
+    return value;
+}
+
+/* Whether a field lies within the instance: anybody can make one of another class an
+ * attribute of this one, and its getter does not look. Of a bit field, size tells of
+ * its bits, and is 2**16 or more. */
+static int
+check_bounds(const struct foreign_ctypes *ctypes, PyObject *field, PyObject *instance)
+{
+    PyObject *number = PyObject_CallFunctionObjArgs(ctypes->size_of, instance, NULL);
+    Py_ssize_t room = number == NULL ? -1 : PyLong_AsSsize_t(number);
+    Py_XDECREF(number);
+    Py_ssize_t offset = room < 0 ? -1 : int_attribute(field, "offset");
+    Py_ssize_t size = offset < 0 ? -1 : int_attribute(field, "size");
+    if (size < 0) {
+        return -1;
+    }
+    if (offset > room || (size >> 16 == 0 && size > room - offset)) {
+        PyErr_Format(PyExc_TypeError, "%R is not a field of %R", field,
+                     (PyObject *)Py_TYPE(instance));
+        return -1;
+    }
+    return 0;
+}
+
 /* The fields of a class that the layout of the instance builds on. */
 static int
 check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *instance,
@@ -244,6 +275,9 @@ check_own_fields(const struct foreign_ctypes *ctypes, PyObject *cls, PyObject *i
     for (Py_ssize_t i = 0; i < count && result == 0; i++) {
         PyObject *field = PyList_GetItem(values, i);
         if (is_field(ctypes, field)) {
+            result = check_bounds(ctypes, field, instance);
+        }
+        if (result == 0 && is_field(ctypes, field)) {
             result =
                 check_value(ctypes, foreign_describe(field, instance), field, seen);
         }

@@ -214,6 +214,23 @@ def test_fields_beyond_the_layout(run_child: Callable[..., str]) -> None:
     assert run_child(code) == "refused\n"
 
 
+def test_a_field_of_another_class(run_child: Callable[..., str]) -> None:
+    code = """
+        import ctypes, guestmem
+        class Big(ctypes.Structure):
+            _fields_ = [("b", ctypes.c_uint8 * (1 << 30)), ("c", ctypes.c_uint32)]
+        class Small(ctypes.Structure):
+            _fields_ = [("a", ctypes.c_uint8)]
+        Small.c = Big.c
+        try:
+            guestmem.MemoryMapping(4096).read_obj(0, Small)
+        except TypeError as error:
+            assert "is not a field of" in str(error)
+            print("refused")
+    """
+    assert run_child(code) == "refused\n"
+
+
 def test_nesting_takes_no_time() -> None:
     cls: Any = ctypes.c_uint8
     for _ in range(40):
