@@ -20,6 +20,7 @@ struct foreign_struct {
     PyCFunction unpack_function;
 };
 
+/* NULL with an exception only where something failed. */
 static PyCFunction
 struct_unpack_function(const struct foreign_struct *structs)
 {
@@ -30,7 +31,6 @@ struct_unpack_function(const struct foreign_struct *structs)
         && PyCFunction_GetFlags(bound) == METH_O) {
         function = PyCFunction_GetFunction(bound);
     }
-    PyErr_Clear();
     Py_XDECREF(bound);
     Py_XDECREF(some);
     return function;
@@ -64,6 +64,10 @@ foreign_struct_new(PyObject *module)
         return NULL;
     }
     self->unpack_function = struct_unpack_function(self);
+    if (PyErr_Occurred()) {
+        foreign_struct_free(self);
+        return NULL;
+    }
     return self;
 }
 

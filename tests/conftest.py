@@ -87,6 +87,15 @@ def run(
 
 
 @pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe's ends, the reading one first; closed after the test."""
+    ends = os.pipe()
+    yield ends
+    for fd in ends:
+        os.close(fd)
+
+
+@pytest.fixture
 def run_child() -> Callable[..., str]:
     return run
 

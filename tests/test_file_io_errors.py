@@ -35,14 +35,6 @@ def memory() -> MemoryMapping:
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for fd in ends:
-        os.close(fd)
-
-
-@pytest.fixture
 def file(tmp_path: Path) -> Iterator[int]:
     path = tmp_path / "file"
     path.write_bytes(b"0123456789")

@@ -38,14 +38,6 @@ def on_alarm() -> Iterator[Callable[[Callable[[], object]], None]]:
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
-    ends = os.pipe()
-    yield ends
-    for fd in ends:
-        os.close(fd)
-
-
-@pytest.fixture
 def memory() -> MemoryMapping:
     return MemoryMapping(SIZE)
 
