@@ -132,12 +132,18 @@ step_to_alignment(struct rest *rest, size_t width, bool down, enum chooser choos
 }
 
 /* Four wide moves: four loads, then four stores. Measured at 4 KiB, that is 1.7
- * times as fast as load, store, load, store. */
+ * times as fast as load, store, load, store. ahead is 0, or how many bytes on the
+ * source is asked for already: a hint, that reads nothing and cannot fault. */
 INLINE void
-step_four(struct rest *rest, size_t widest, bool down, enum chooser chooser)
+step_four(struct rest *rest, size_t widest, bool down, enum chooser chooser,
+          size_t ahead)
 {
     if (down) {
         rest->dst -= 4 * widest, rest->src -= 4 * widest;
+    }
+    for (size_t line = 0; ahead && line < 4 * widest; line += 64) {
+        uintptr_t at = (uintptr_t)rest->src + line;
+        __builtin_prefetch((const void *)(down ? at - ahead : at + ahead));
     }
     move_four(rest->dst, rest->src, widest, chooser);
     if (!down) {
@@ -163,10 +169,11 @@ copy_head(struct rest *rest, size_t widest, bool down, enum chooser chooser)
 }
 
 INLINE void
-copy_rest(struct rest *rest, size_t widest, bool down, enum chooser chooser)
+copy_rest(struct rest *rest, size_t widest, bool down, enum chooser chooser,
+          size_t ahead)
 {
     while (rest->count >= 4 * widest) {
-        step_four(rest, widest, down, chooser);
+        step_four(rest, widest, down, chooser, ahead);
     }
     while (rest->count >= widest) {
         step(rest, widest, down, chooser);
@@ -190,23 +197,31 @@ copy_rest(struct rest *rest, size_t widest, bool down, enum chooser chooser)
 }
 
 INLINE void
-copy_towards(struct rest rest, size_t widest, bool down, enum chooser chooser)
+copy_towards(struct rest rest, size_t widest, bool down, enum chooser chooser,
+             size_t ahead)
 {
     copy_head(&rest, widest, down, chooser);
-    copy_rest(&rest, widest, down, chooser);
+    copy_rest(&rest, widest, down, chooser, ahead);
+}
+
+INLINE void
+copy_ahead(char *dst, const char *src, size_t count, size_t widest,
+           enum chooser chooser, size_t ahead)
+{
+    /* Upwards is safe unless dst lies inside [src, src + count). */
+    if ((uintptr_t)dst - (uintptr_t)src >= count) {
+        copy_towards((struct rest){dst, src, count}, widest, false, chooser, ahead);
+    }
+    else {
+        copy_towards((struct rest){dst + count, src + count, count}, widest, true,
+                     chooser, ahead);
+    }
 }
 
 INLINE void
 copy(char *dst, const char *src, size_t count, size_t widest, enum chooser chooser)
 {
-    /* Upwards is safe unless dst lies inside [src, src + count). */
-    if ((uintptr_t)dst - (uintptr_t)src >= count) {
-        copy_towards((struct rest){dst, src, count}, widest, false, chooser);
-    }
-    else {
-        copy_towards((struct rest){dst + count, src + count, count}, widest, true,
-                     chooser);
-    }
+    copy_ahead(dst, src, count, widest, chooser, 0);
 }
 
 /* A fill is a copy, upwards, whose source is one word. */

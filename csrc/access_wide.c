@@ -18,6 +18,12 @@
 # define STREAM_FROM ((size_t)16 << 20)
 # define LINE        ((size_t)64) /* bytes of a cache line */
 
+/* And from here on the source is asked for ahead of time, so many bytes. Measured at
+ * 1 MiB: 60 against 52 GB/s; at 256 KiB and below, where the second cache holds it
+ * all, nothing is gained and up to a tenth lost. */
+# define AHEAD_FROM ((size_t)512 << 10)
+# define AHEAD      ((size_t)1 << 10)
+
 bool
 wide_is_there(void)
 {
@@ -50,7 +56,7 @@ stream_write(char *guest, const char *host, size_t count)
     struct rest rest = {guest, host, count};
     copy_head(&rest, 32, false, DESTINATION);
     stream(&rest);
-    copy_rest(&rest, 32, false, DESTINATION);
+    copy_rest(&rest, 32, false, DESTINATION, 0);
     _mm_sfence(); /* such stores are ordered with no others */
 }
 
@@ -88,6 +94,9 @@ wide_read(char *host, const char *guest, size_t count)
         && !overlaps_upwards(guest, host, count)) {
         stream_read(host, guest, count);
     }
+    else if (count >= AHEAD_FROM) {
+        copy_ahead(host, guest, count, 32, SOURCE, AHEAD);
+    }
     else {
         copy(host, guest, count, 32, SOURCE);
     }
@@ -98,6 +107,9 @@ wide_write(char *guest, const char *host, size_t count)
 {
     if (count >= STREAM_FROM && !overlaps_upwards(guest, host, count)) {
         stream_write(guest, host, count);
+    }
+    else if (count >= AHEAD_FROM) {
+        copy_ahead(guest, host, count, 32, DESTINATION, AHEAD);
     }
     else {
         copy(guest, host, count, 32, DESTINATION);
@@ -211,7 +223,7 @@ wide_copy_words(char *dst, const char *src, size_t count)
             break;
         }
     }
-    copy_rest(&rest, 8, down, DESTINATION);
+    copy_rest(&rest, 8, down, DESTINATION, 0);
 }
 
 #else

@@ -47,12 +47,12 @@ static inline int
 args_u64(PyObject *arg, const char *name, uint64_t *out)
 {
     if (PyLong_CheckExact(arg)) {
-        int overflow;
-        long long value = PyLong_AsLongLongAndOverflow(arg, &overflow);
+        Py_ssize_t value = PyLong_AsSsize_t(arg);
         if (value >= 0) {
-            *out = (uint64_t)value; /* on overflow value is -1 */
+            *out = (uint64_t)value;
             return 0;
         }
+        PyErr_Clear(); /* it has more than 63 bits, or is negative */
     }
     return args_unsigned(arg, name, UINT64_MAX, "2**64 - 1", out);
 }

@@ -36,10 +36,11 @@ def machine() -> dict[str, str]:
     with open("/proc/cpuinfo") as file:
         info = dict(line.split(":", 1) for line in file if ":" in line)
     model = {key.strip(): value.strip() for key, value in info.items()}.get("model name")
+    kernel = f"{platform.system()} {platform.release().split('-')[0]}"
     build = "" if getattr(sys, "_is_gil_enabled", lambda: True)() else ", without a GIL"
     return {
         "cpu": f"{model or platform.machine()}, {os.cpu_count()} cores",
-        "kernel": f"{platform.system()} {platform.release()}, {platform.libc_ver()[0] or 'musl'}",
+        "kernel": f"{kernel}, {platform.libc_ver()[0] or 'musl'}",
         "python": f"{platform.python_version()}{build} ({platform.python_compiler()})",
         "guestmem": guestmem.__version__,
         "numpy": "not installed" if np is None else np.__version__,
