@@ -68,3 +68,9 @@ access_fill(char *guest, unsigned char byte, size_t count)
         fill(guest, byte, count, 16);
     }
 }
+
+void
+access_settle(void)
+{
+    wide_settle();
+}

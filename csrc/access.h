@@ -33,6 +33,48 @@ void access_write(char *guest, const void *host, size_t count);
 void access_copy(char *dst, const char *src, size_t count);
 void access_fill(char *guest, unsigned char byte, size_t count);
 
+/* After a copy or fill that was cut short: orders the stores that it had made as its
+ * end would have. */
+void access_settle(void);
+
+/* A scalar as its bytes lie in memory, and as a number in host order. */
+union access_bytes {
+    uint8_t u8;
+    uint16_t u16;
+    uint32_t u32;
+    uint64_t u64;
+};
+
+static inline uint64_t
+access_bits(const union access_bytes *bytes, size_t width)
+{
+    switch (width) {
+    case 1:
+        return bytes->u8;
+    case 2:
+        return bytes->u16;
+    case 4:
+        return bytes->u32;
+    default:
+        return bytes->u64;
+    }
+}
+
+static inline union access_bytes
+access_bytes_of(uint64_t bits, size_t width)
+{
+    switch (width) {
+    case 1:
+        return (union access_bytes){.u8 = (uint8_t)bits};
+    case 2:
+        return (union access_bytes){.u16 = (uint16_t)bits};
+    case 4:
+        return (union access_bytes){.u32 = (uint32_t)bits};
+    default:
+        return (union access_bytes){.u64 = bits};
+    }
+}
+
 /* A scalar of 1, 2, 4 or 8 bytes, zero-extended, in host order. One instruction
  * where the address is a multiple of the width, else an untorn copy. */
 static inline ACCESS_RACY uint64_t
@@ -50,13 +92,9 @@ access_load(const char *guest, size_t width)
             return *(const volatile uint64_t *)(const void *)guest;
         }
     }
-    union {
-        uint16_t u16;
-        uint32_t u32;
-        uint64_t u64;
-    } value;
-    access_read(&value, guest, width);
-    return width == 2 ? value.u16 : width == 4 ? value.u32 : value.u64;
+    union access_bytes bytes;
+    access_read(&bytes, guest, width);
+    return access_bits(&bytes, width);
 }
 
 static inline ACCESS_RACY void
@@ -78,23 +116,8 @@ access_store(char *guest, uint64_t bits, size_t width)
             return;
         }
     }
-    union {
-        uint16_t u16;
-        uint32_t u32;
-        uint64_t u64;
-    } value;
-    switch (width) {
-    case 2:
-        value.u16 = (uint16_t)bits;
-        break;
-    case 4:
-        value.u32 = (uint32_t)bits;
-        break;
-    default:
-        value.u64 = bits;
-        break;
-    }
-    access_write(guest, &value, width);
+    union access_bytes bytes = access_bytes_of(bits, width);
+    access_write(guest, &bytes, width);
 }
 
 #endif

@@ -282,5 +282,7 @@ void wide_write(char *guest, const char *host, size_t count);
 /* Between guest addresses that agree modulo 8, but not modulo 32. */
 void wide_copy_words(char *dst, const char *src, size_t count);
 void wide_fill(char *guest, unsigned char byte, size_t count);
+/* Ends stores past the caches, which are ordered with no others. */
+void wide_settle(void);
 
 #endif

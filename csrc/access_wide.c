@@ -31,6 +31,12 @@ wide_is_there(void)
     return __builtin_cpu_supports("avx2") != 0;
 }
 
+void
+wide_settle(void)
+{
+    _mm_sfence();
+}
+
 static inline bool
 overlaps_upwards(const char *dst, const char *src, size_t count)
 {
@@ -57,7 +63,7 @@ stream_write(char *guest, const char *host, size_t count)
     copy_head(&rest, 32, false, DESTINATION);
     stream(&rest);
     copy_rest(&rest, 32, false, DESTINATION, 0);
-    _mm_sfence(); /* such stores are ordered with no others */
+    wide_settle();
 }
 
 /* The guest's side chooses the widths, and only whole lines of the host's are worth
@@ -84,7 +90,7 @@ stream_read(char *host, const char *guest, size_t count)
     }
     copy(host, block, waiting, 32, DESTINATION);
     copy(host + waiting, guest, count, 32, SOURCE);
-    _mm_sfence();
+    wide_settle();
 }
 
 WIDE void
@@ -232,6 +238,11 @@ bool
 wide_is_there(void)
 {
     return false;
+}
+
+void
+wide_settle(void)
+{
 }
 
 void

@@ -6,7 +6,6 @@
  */
 #include "native.h"
 
-#include "access.h"
 #include "args.h"
 #include "object_type.h"
 #include "range.h"
@@ -19,7 +18,7 @@ accessor_out_of_range(memory_object *self, enum stay stay, uint64_t offset,
                       uint64_t count)
 {
     memory_leave(self, stay);
-    return errors_invalid_address(self->state, offset, count, self->size);
+    return errors_invalid_address(self->span.state, offset, count, self->span.size);
 }
 
 /* [offset, offset + count) as a new bytes object. */
@@ -30,10 +29,10 @@ accessor_read_bytes(memory_object *self, uint64_t offset, uint64_t count)
     if (memory_enter(self, stay) < 0) {
         return NULL;
     }
-    if (!range_fits(offset, count, self->size)) {
+    if (!range_fits(offset, count, self->span.size)) {
         return accessor_out_of_range(self, stay, offset, count);
     }
-    PyObject *bytes = memory_bytes_at(self->addr + offset, count);
+    PyObject *bytes = span_bytes(&self->span, offset, count);
     memory_leave(self, stay);
     return bytes;
 }
@@ -47,12 +46,12 @@ accessor_write_bytes(memory_object *self, uint64_t offset, const void *host,
     if (memory_enter(self, stay) < 0) {
         return NULL;
     }
-    if (!range_fits(offset, count, self->size)) {
+    if (!range_fits(offset, count, self->span.size)) {
         return accessor_out_of_range(self, stay, offset, count);
     }
-    memory_copy_in(self->addr + offset, host, count);
+    int failed = span_write(&self->span, offset, host, count);
     memory_leave(self, stay);
-    Py_RETURN_NONE;
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(
@@ -72,7 +71,7 @@ accessor_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs
     if (args_count(nargs, 0, 0, "as_ptr", "") < 0 || memory_enter(self, SHORT) < 0) {
         return NULL;
     }
-    PyObject *result = PyLong_FromVoidPtr(self->addr);
+    PyObject *result = PyLong_FromVoidPtr(self->span.addr);
     memory_leave(self, SHORT);
     return result;
 }
@@ -88,17 +87,17 @@ accessor_borrow(memory_object *self, uint64_t offset, uint64_t count, PyObject *
     }
     if (!range_end(offset, count, &end)) {
         memory_leave(self, SHORT);
-        return errors_address_overflow(self->state, offset, count);
+        return errors_address_overflow(self->span.state, offset, count);
     }
-    if (!range_fits(offset, count, self->size)) {
+    if (!range_fits(offset, count, self->span.size)) {
         memory_leave(self, SHORT);
-        return errors_out_of_bounds(self->state, end, self->size);
+        return errors_out_of_bounds(self->span.state, end, self->span.size);
     }
     if (type == NULL) {
-        result = slice_new(self->state, self->addr + offset, count, self->lender);
+        result = slice_new(&self->span, offset, count);
     }
     else {
-        result = ref_new(self->state, self->addr + offset, count, type, self->lender);
+        result = ref_new(&self->span, offset, count, type);
     }
     memory_leave(self, SHORT);
     return result;
@@ -144,10 +143,10 @@ accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[0], "offset", &offset) < 0) {
         return NULL;
     }
-    if (scalar_check(self->state, args[1])) {
+    if (scalar_check(self->span.state, args[1])) {
         type.size = ((scalar_object *)args[1])->width;
     }
-    else if (object_type_find(self->state, args[1], &type) < 0) {
+    else if (object_type_find(self->span.state, args[1], &type) < 0) {
         return NULL;
     }
     return accessor_borrow(self, offset, type.size, args[1]);
@@ -162,19 +161,23 @@ accessor_load(memory_object *self, uint64_t offset, const struct object_type *ty
     if (memory_enter(self, SHORT) < 0) {
         return NULL;
     }
-    if (!range_fits(offset, type->size, self->size)) {
+    if (!range_fits(offset, type->size, self->span.size)) {
         return accessor_out_of_range(self, SHORT, offset, type->size);
     }
     memory_leave(self, SHORT);
-    PyObject *holder = object_type_begin_load(self->state, type, &bytes);
+    PyObject *holder = object_type_begin_load(self->span.state, type, &bytes);
     enum stay stay = memory_stay_of_copy(type->size);
     if (holder == NULL || memory_enter(self, stay) < 0) {
         Py_XDECREF(holder);
         return NULL;
     }
-    memory_copy_out(bytes, self->addr + offset, type->size);
+    int failed = span_read(&self->span, offset, bytes, type->size);
     memory_leave(self, stay);
-    return object_type_end_load(self->state, type, holder);
+    if (failed) {
+        Py_DECREF(holder);
+        return NULL;
+    }
+    return object_type_end_load(self->span.state, type, holder);
 }
 
 PyDoc_STRVAR(
@@ -199,20 +202,21 @@ accessor_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[0], "offset", &offset) < 0) {
         return NULL;
     }
-    if (scalar_check(self->state, args[1])) {
+    if (scalar_check(self->span.state, args[1])) {
         const scalar_object *scalar = (scalar_object *)args[1];
         if (memory_enter(self, SHORT) < 0) {
             return NULL;
         }
-        if (!range_fits(offset, scalar->width, self->size)) {
+        if (!range_fits(offset, scalar->width, self->span.size)) {
             return accessor_out_of_range(self, SHORT, offset, scalar->width);
         }
-        uint64_t bits = access_load(self->addr + offset, scalar->width);
+        uint64_t bits;
+        int failed = span_load(&self->span, offset, scalar->width, &bits);
         memory_leave(self, SHORT);
-        return scalar_to_object(scalar, bits);
+        return failed ? NULL : scalar_to_object(scalar, bits);
     }
     struct object_type type;
-    if (object_type_find(self->state, args[1], &type) < 0) {
+    if (object_type_find(self->span.state, args[1], &type) < 0) {
         return NULL;
     }
     return accessor_load(self, offset, &type);
@@ -226,12 +230,12 @@ accessor_write_scalar(memory_object *self, PyObject *value, uint64_t offset,
     if (scalar_from_object(scalar, value, &bits) < 0 || memory_enter(self, SHORT) < 0) {
         return NULL;
     }
-    if (!range_fits(offset, scalar->width, self->size)) {
+    if (!range_fits(offset, scalar->width, self->span.size)) {
         return accessor_out_of_range(self, SHORT, offset, scalar->width);
     }
-    access_store(self->addr + offset, bits, scalar->width);
+    int failed = span_store(&self->span, offset, scalar->width, bits);
     memory_leave(self, SHORT);
-    Py_RETURN_NONE;
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(
@@ -257,7 +261,7 @@ accessor_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                    PyObject *kwnames)
 {
     memory_object *self = memory_of(op);
-    module_state *state = self->state;
+    module_state *state = self->span.state;
     uint64_t offset;
     PyObject *given[3];
     if (kwnames != NULL || nargs != 3) {
@@ -314,25 +318,23 @@ accessor_copy(memory_object *self, uint64_t offset, const Py_buffer *view,
               enum direction direction, bool exact)
 {
     size_t count = (size_t)view->len;
-    if (!exact && offset < self->size) {
-        count = range_clamp(offset, count, self->size);
+    if (!exact && offset < self->span.size) {
+        count = range_clamp(offset, count, self->span.size);
     }
     enum stay stay = memory_stay_of_copy(count);
     if (memory_enter(self, stay) < 0) {
         return -1;
     }
-    if (!range_fits(offset, count, self->size) || (!exact && offset == self->size)) {
+    if (!range_fits(offset, count, self->span.size)
+        || (!exact && offset == self->span.size)) {
         accessor_out_of_range(self, stay, offset, count);
         return -1;
     }
-    if (direction == INTO_BUFFER) {
-        memory_copy_out(view->buf, self->addr + offset, count);
-    }
-    else {
-        memory_copy_in(self->addr + offset, view->buf, count);
-    }
+    int failed = direction == INTO_BUFFER
+                     ? span_read(&self->span, offset, view->buf, count)
+                     : span_write(&self->span, offset, view->buf, count);
     memory_leave(self, stay);
-    return (Py_ssize_t)count;
+    return failed ? -1 : (Py_ssize_t)count;
 }
 
 static PyObject *
@@ -426,19 +428,19 @@ accessor_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || (!to_the_end && args_u64(args[2], "count", &count) < 0)) {
         return NULL;
     }
-    if (to_the_end && offset < self->size) {
-        count = self->size - offset;
+    if (to_the_end && offset < self->span.size) {
+        count = self->span.size - offset;
     }
     enum stay stay = memory_stay_of_copy(count);
     if (memory_enter(self, stay) < 0) {
         return NULL;
     }
-    if (!range_fits(offset, count, self->size)) {
+    if (!range_fits(offset, count, self->span.size)) {
         return accessor_out_of_range(self, stay, offset, count);
     }
-    memory_fill(self->addr + offset, (unsigned char)byte, count);
+    int failed = span_fill(&self->span, offset, (unsigned char)byte, count);
     memory_leave(self, stay);
-    Py_RETURN_NONE;
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyMethodDef memory_methods[] = {

@@ -17,24 +17,33 @@ typedef struct {
     Py_buffer view;
 } buffer_owner_object;
 
-PyObject *
-buffer_owner_new(module_state *state, PyObject *exporter, char **addr, size_t *size)
+int
+buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
 {
     Py_buffer view;
+    int err = fault_claim();
+    if (err != 0) {
+        errors_system_call(state, err, "sigaction");
+        return -1;
+    }
     if (args_buffer(exporter, "obj", &view, true) < 0) {
-        return NULL;
+        return -1;
     }
     buffer_owner_object *self =
         PyObject_GC_New(buffer_owner_object, state->buffer_owner_type);
     if (self == NULL) {
         PyBuffer_Release(&view);
-        return NULL;
+        return -1;
     }
     self->view = view;
-    *addr = view.buf;
-    *size = (size_t)view.len;
     PyObject_GC_Track((PyObject *)self);
-    return (PyObject *)self;
+    /* Whose memory it is nobody knows: perhaps a file's. */
+    *out = (struct span){.state = state,
+                         .addr = view.buf,
+                         .size = (size_t)view.len,
+                         .lender = {.buffer_owner = (PyObject *)self},
+                         .can_fault = true};
+    return 0;
 }
 
 static int

@@ -4,8 +4,10 @@
 
 #include "native.h"
 
-/* A new owner of exporter's writable contiguous buffer, at *addr and of *size. */
-PyObject *buffer_owner_new(module_state *state, PyObject *exporter, char **addr,
-                           size_t *size);
+#include "span.h"
+
+/* A new owner of exporter's writable contiguous buffer: *out is that buffer, and its
+ * lender holds the only reference. -1 with an exception. */
+int buffer_owner_new(module_state *state, PyObject *exporter, struct span *out);
 
 #endif

@@ -30,8 +30,12 @@ mapping_from_pages(module_state *state, const struct os_mapping *mapped)
         pages_disown(pages);
         return NULL;
     }
-    memory_start(self, state, mapped->addr, mapped->size, &pages->hold,
-                 (struct lender){.pages = pages}, true);
+    struct span span = {.state = state,
+                        .addr = mapped->addr,
+                        .size = mapped->size,
+                        .lender = {.pages = pages},
+                        .can_fault = mapped->can_fault};
+    memory_start(self, &span, &pages->hold, true);
     return (PyObject *)self;
 }
 
@@ -56,7 +60,10 @@ mapping_create(module_state *state, bool anonymous, int fd, uint64_t offset,
                uint64_t size)
 {
     struct os_mapping mapped;
-    int err, dump_err = 0;
+    int err = anonymous ? 0 : fault_claim(), dump_err = 0;
+    if (err != 0) {
+        return errors_system_call(state, err, "sigaction");
+    }
     Py_BEGIN_ALLOW_THREADS
     err = anonymous ? os_map_anonymous(size, &mapped)
                     : os_map_fd(fd, (int64_t)offset, size, &mapped);
@@ -152,8 +159,12 @@ PyDoc_STRVAR(
     "Map size bytes of a file from offset on: shared, readable and writable.\n"
     "\n"
     "fd is an int or an object with fileno(); the mapping outlives it. The size of\n"
-    "the file is not looked at: a touch of a page beyond its end is a bus error.\n"
-    "The pages are kept out of core dumps; where that fails, CoreDumpWarning.\n"
+    "the file is not looked at: what touches a page beyond its end, or one that the\n"
+    "file system has no room for, is ReadFromMemoryError or WriteToMemoryError. For\n"
+    "that SIGBUS is handled from now on; what is not ours goes on to whoever handled\n"
+    "it before. (Somebody who takes it later and does not pass it on, as\n"
+    "signal.signal() and faulthandler.disable() do, has it until the next call of\n"
+    "this or of VolatileSlice.from_buffer().) The pages are kept out of core dumps; where that fails, CoreDumpWarning.\n"
     "\n"
     "InvalidOffsetError where offset does not fit off_t. SystemCallFailedError for\n"
     "what mmap(2) refuses: EBADF, EINVAL for size 0 or an offset that is not a\n"
@@ -197,7 +208,7 @@ mapping_dealloc(PyObject *op)
     if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs(op);
     }
-    pages_disown(self->lender.pages);
+    pages_disown(self->span.lender.pages);
     PyObject_Free(op);
     Py_DECREF(type);
 }

@@ -21,7 +21,7 @@ map(int flags, int fd, int64_t offset, size_t size, struct os_mapping *out)
     if (addr == MAP_FAILED) {
         return errno;
     }
-    *out = (struct os_mapping){addr, size, size};
+    *out = (struct os_mapping){addr, size, size, .can_fault = fd >= 0};
     return 0;
 }
 

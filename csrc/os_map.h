@@ -13,6 +13,7 @@ struct os_mapping {
     char *addr;
     size_t size;
     size_t length;
+    bool can_fault; /* a page may turn out to be missing: SIGBUS */
 };
 
 /* Anonymous, shared, zero-filled, without reserving swap. */

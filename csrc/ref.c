@@ -12,7 +12,6 @@
  */
 #include "native.h"
 
-#include "access.h"
 #include "args.h"
 #include "object_type.h"
 #include "scalar.h"
@@ -20,12 +19,9 @@
 
 typedef struct {
     PyObject_HEAD
-    module_state *state; /* alive as long as the type is */
-    char *addr;
-    size_t size;
+    struct span span;
     PyObject *type;
     const scalar_object *scalar; /* type, where that is a Scalar; else NULL */
-    struct lender lender;
     PyObject *module; /* strong, where the collector tracks the ref; else NULL */
 } ref_object;
 
@@ -36,24 +32,21 @@ ref_of(PyObject *op)
 }
 
 PyObject *
-ref_new(module_state *state, char *addr, size_t size, PyObject *type,
-        struct lender lender)
+ref_new(const struct span *memory, size_t offset, size_t size, PyObject *type)
 {
-    lender_borrow(lender, BORROW_REF); /* first, as in slice_new */
-    ref_object *self = PyObject_GC_New(ref_object, state->ref_type);
+    struct span span = span_part(memory, offset, size);
+    lender_borrow(span.lender, BORROW_REF); /* first, as in slice_new */
+    ref_object *self = PyObject_GC_New(ref_object, span.state->ref_type);
     if (self == NULL) {
-        lender_give_back(&lender, BORROW_REF);
+        lender_give_back(&span.lender, BORROW_REF);
         return NULL;
     }
-    self->state = state;
-    self->addr = addr;
-    self->size = size;
+    self->span = span;
     self->type = Py_NewRef(type);
-    self->scalar = scalar_check(state, type) ? (scalar_object *)type : NULL;
-    self->lender = lender;
+    self->scalar = scalar_check(span.state, type) ? (scalar_object *)type : NULL;
     /* A Scalar and our own pages lead to no cycle. */
-    bool tracked = self->scalar == NULL || lender.buffer_owner != NULL;
-    self->module = tracked ? Py_NewRef(state->module) : NULL;
+    bool tracked = self->scalar == NULL || span.lender.buffer_owner != NULL;
+    self->module = tracked ? Py_NewRef(span.state->module) : NULL;
     if (tracked) {
         PyObject_GC_Track((PyObject *)self);
     }
@@ -66,7 +59,7 @@ ref_traverse(PyObject *op, visitproc visit, void *arg)
     ref_object *self = ref_of(op);
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->type);
-    Py_VISIT(self->lender.buffer_owner);
+    Py_VISIT(self->span.lender.buffer_owner);
     Py_VISIT(self->module);
     return 0;
 }
@@ -80,7 +73,7 @@ ref_dealloc(PyObject *op)
     if (module != NULL) {
         PyObject_GC_UnTrack(op);
     }
-    lender_give_back(&self->lender, BORROW_REF);
+    lender_give_back(&self->span.lender, BORROW_REF);
     Py_DECREF(self->type);
     PyObject_GC_Del(op);
     Py_DECREF(type);
@@ -109,13 +102,13 @@ ref_repr(PyObject *op)
 static int
 ref_find_type(ref_object *self, struct object_type *type)
 {
-    if (object_type_find(self->state, self->type, type) < 0) {
+    if (object_type_find(self->span.state, self->type, type) < 0) {
         return -1;
     }
-    if (type->size != self->size) {
+    if (type->size != self->span.size) {
         PyErr_Format(PyExc_TypeError,
                      "the ref's type has %zu bytes now, and had %zu when it was made",
-                     type->size, self->size);
+                     type->size, self->span.size);
         return -1;
     }
     return 0;
@@ -134,23 +127,28 @@ ref_load(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
     ref_object *self = ref_of(op);
     struct object_type type;
+    uint64_t bits;
     if (args_count(nargs, 0, 0, "load", "") < 0) {
         return NULL;
     }
     if (self->scalar != NULL) {
-        return scalar_to_object(self->scalar,
-                                access_load(self->addr, self->scalar->width));
+        return span_load(&self->span, 0, self->scalar->width, &bits) < 0
+                   ? NULL
+                   : scalar_to_object(self->scalar, bits);
     }
     if (ref_find_type(self, &type) < 0) {
         return NULL;
     }
     char *bytes;
-    PyObject *holder = object_type_begin_load(self->state, &type, &bytes);
+    PyObject *holder = object_type_begin_load(self->span.state, &type, &bytes);
     if (holder == NULL) {
         return NULL;
     }
-    memory_copy_out(bytes, self->addr, self->size);
-    return object_type_end_load(self->state, &type, holder);
+    if (span_read(&self->span, 0, bytes, self->span.size) < 0) {
+        Py_DECREF(holder);
+        return NULL;
+    }
+    return object_type_end_load(self->span.state, &type, holder);
 }
 
 PyDoc_STRVAR(ref_store_doc,
@@ -170,28 +168,28 @@ ref_store(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     if (self->scalar != NULL) {
-        if (scalar_from_object(self->scalar, args[0], &bits) < 0) {
+        if (scalar_from_object(self->scalar, args[0], &bits) < 0
+            || span_store(&self->span, 0, self->scalar->width, bits) < 0) {
             return NULL;
         }
-        access_store(self->addr, bits, self->scalar->width);
         Py_RETURN_NONE;
     }
     if (ref_find_type(self, &type) < 0) {
         return NULL;
     }
-    PyObject *bytes = object_type_store(self->state, &type, args[0]);
+    PyObject *bytes = object_type_store(self->span.state, &type, args[0]);
     if (bytes == NULL) {
         return NULL;
     }
     /* What made the bytes may have run Python code that changed the type. */
-    if ((size_t)PyBytes_Size(bytes) != self->size) {
+    if ((size_t)PyBytes_Size(bytes) != self->span.size) {
         PyErr_SetString(PyExc_TypeError, "the ref's type changed its size meanwhile");
         Py_DECREF(bytes);
         return NULL;
     }
-    memory_copy_in(self->addr, PyBytes_AsString(bytes), self->size);
+    int failed = span_write(&self->span, 0, PyBytes_AsString(bytes), self->span.size);
     Py_DECREF(bytes);
-    Py_RETURN_NONE;
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(ref_to_slice_doc, "to_slice($self, /)\n--\n\n"
@@ -204,7 +202,7 @@ ref_to_slice(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
     if (args_count(nargs, 0, 0, "to_slice", "") < 0) {
         return NULL;
     }
-    return slice_new(self->state, self->addr, self->size, self->lender);
+    return slice_new(&self->span, 0, self->span.size);
 }
 
 PyDoc_STRVAR(ref_as_ptr_doc,
@@ -219,7 +217,7 @@ ref_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
     return args_count(nargs, 0, 0, "as_ptr", "") < 0
                ? NULL
-               : PyLong_FromVoidPtr(ref_of(op)->addr);
+               : PyLong_FromVoidPtr(ref_of(op)->span.addr);
 }
 
 PyDoc_STRVAR(ref_reduce_doc, "__reduce__($self)\n--\n\n"
@@ -240,7 +238,7 @@ ref_get_type(PyObject *op, void *Py_UNUSED(closure))
 static PyObject *
 ref_get_size(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(ref_of(op)->size);
+    return PyLong_FromSize_t(ref_of(op)->span.size);
 }
 
 static PyMethodDef ref_methods[] = {

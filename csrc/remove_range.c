@@ -1,25 +1,21 @@
 /* remove_range: pages given back, so that they read as zeros. */
 #include "native.h"
 
-#include "access.h"
 #include "args.h"
 #include "range.h"
 #include "volatile_memory.h"
 
-/* The kernel punches whole pages and rounds a length up: so the last, partial
- * page is zeroed by hand, after the kernel has agreed to the rest. */
+/* The whole pages of the range. The kernel rounds a length up: so the last, partial
+ * page is not its business. A misaligned start is the kernel's to refuse, whatever
+ * the length. */
 static int
-punch(char *addr, size_t count)
+punch(char *addr, size_t count, size_t tail)
 {
-    size_t page = os_map_page_size();
-    size_t tail = count % page;
     int err = 0;
-    /* A misaligned start is the kernel's to refuse, whatever the length. */
-    if (count > tail || (uintptr_t)addr % page != 0) {
-        err = os_map_remove(addr, count - tail > 0 ? count - tail : count);
-    }
-    if (err == 0) {
-        access_fill(addr + (count - tail), 0, tail);
+    if (count > tail || (uintptr_t)addr % os_map_page_size() != 0) {
+        Py_BEGIN_ALLOW_THREADS
+        err = os_map_remove(addr, count > tail ? count - tail : count);
+        Py_END_ALLOW_THREADS
     }
     return err;
 }
@@ -47,18 +43,22 @@ remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[1], "count", &count) < 0 || memory_enter(self, LONG) < 0) {
         return NULL;
     }
-    int err = 0;
-    bool fits = range_fits(offset, count, self->size);
+    int err = 0, failed = 0;
+    bool fits = range_fits(offset, count, self->span.size);
     if (fits && count != 0) {
-        char *addr = self->addr + offset;
-        Py_BEGIN_ALLOW_THREADS
-        err = punch(addr, count);
-        Py_END_ALLOW_THREADS
+        size_t tail = count % os_map_page_size();
+        err = punch(self->span.addr + offset, count, tail);
+        if (err == 0) { /* so the kernel has agreed to the rest */
+            failed = span_fill(&self->span, offset + (count - tail), 0, tail);
+        }
     }
     memory_leave(self, LONG);
-    if (fits && err == 0) {
-        Py_RETURN_NONE;
+    if (!fits) {
+        return errors_invalid_range(self->span.state, offset, count, self->span.size);
     }
-    return err != 0 ? errors_not_removed(self->state, offset, count, self->size, err)
-                    : errors_invalid_range(self->state, offset, count, self->size);
+    if (err != 0) {
+        return errors_not_removed(self->span.state, offset, count, self->span.size,
+                                  err);
+    }
+    return failed ? NULL : Py_NewRef(Py_None);
 }

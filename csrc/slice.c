@@ -23,21 +23,23 @@ typedef struct {
 } slice_object;
 
 PyObject *
-slice_new(module_state *state, char *addr, size_t size, struct lender lender)
+slice_new(const struct span *memory, size_t offset, size_t size)
 {
+    struct span span = span_part(memory, offset, size);
     /* Borrow first: making an object may run the garbage collector, and with it
      * Python code that closes the memory. */
-    lender_borrow(lender, BORROW_SLICE);
-    slice_object *self = PyObject_GC_New(slice_object, state->slice_type);
+    lender_borrow(span.lender, BORROW_SLICE);
+    slice_object *self = PyObject_GC_New(slice_object, span.state->slice_type);
     if (self == NULL) {
-        lender_give_back(&lender, BORROW_SLICE);
+        lender_give_back(&span.lender, BORROW_SLICE);
         return NULL;
     }
     atomic_init(&self->hold, HOLD_OWNED);
-    memory_start(&self->base, state, addr, size, &self->hold, lender, false);
+    memory_start(&self->base, &span, &self->hold, false);
     /* Only a buffer owner can lead to a cycle. Measured against memoryview[a:b],
      * creation is 0.60 untracked, 0.62 tracked. */
-    self->module = lender.buffer_owner != NULL ? Py_NewRef(state->module) : NULL;
+    self->module =
+        span.lender.buffer_owner != NULL ? Py_NewRef(span.state->module) : NULL;
     if (self->module != NULL) {
         PyObject_GC_Track((PyObject *)self);
     }
@@ -48,7 +50,7 @@ static int
 slice_traverse(PyObject *op, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(op));
-    Py_VISIT(memory_of(op)->lender.buffer_owner);
+    Py_VISIT(memory_of(op)->span.lender.buffer_owner);
     Py_VISIT(((slice_object *)op)->module);
     return 0;
 }
@@ -66,7 +68,7 @@ slice_dealloc(PyObject *op)
         PyObject_ClearWeakRefs(op);
     }
     if (hold_abandon(self->hold)) {
-        lender_give_back(&self->lender, BORROW_SLICE);
+        lender_give_back(&self->span.lender, BORROW_SLICE);
     }
     PyObject_GC_Del(op);
     Py_DECREF(type);
@@ -93,19 +95,16 @@ slice_from_buffer(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
 {
     module_state *state = PyType_GetModuleState((PyTypeObject *)cls);
     PyObject *exporter;
-    char *addr;
-    size_t size;
+    struct span span;
     if (state == NULL
         || args_named(&slice_from_buffer_spec, args, nargs, kwnames, &exporter) < 0) {
         return NULL;
     }
-    struct lender lender = {.buffer_owner =
-                                buffer_owner_new(state, exporter, &addr, &size)};
-    if (lender.buffer_owner == NULL) {
+    if (buffer_owner_new(state, exporter, &span) < 0) {
         return NULL;
     }
-    PyObject *result = slice_new(state, addr, size, lender);
-    Py_DECREF(lender.buffer_owner);
+    PyObject *result = slice_new(&span, 0, span.size);
+    Py_DECREF(span.lender.buffer_owner);
     return result;
 }
 
@@ -125,12 +124,11 @@ slice_offset(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     PyObject *result;
-    if (count > self->size) {
-        result = errors_out_of_bounds(self->state, count, self->size);
+    if (count > self->span.size) {
+        result = errors_out_of_bounds(self->span.state, count, self->span.size);
     }
     else {
-        result = slice_new(self->state, self->addr + count, self->size - count,
-                           self->lender);
+        result = slice_new(&self->span, count, self->span.size - count);
     }
     memory_leave(self, SHORT);
     return result;
@@ -145,21 +143,16 @@ slice_copy(PyObject *op, PyObject *const *args, Py_ssize_t nargs, bool from)
         || args_buffer(args[0], "buf", &view, !from) < 0) {
         return NULL;
     }
-    size_t count = Py_MIN((size_t)view.len, self->size);
+    size_t count = Py_MIN((size_t)view.len, self->span.size);
     enum stay stay = memory_stay_of_copy(count);
-    PyObject *result = NULL;
-    if (memory_enter(self, stay) == 0) {
-        if (from) {
-            memory_copy_in(self->addr, view.buf, count);
-        }
-        else {
-            memory_copy_out(view.buf, self->addr, count);
-        }
+    int failed = memory_enter(self, stay);
+    if (!failed) {
+        failed = from ? span_write(&self->span, 0, view.buf, count)
+                      : span_read(&self->span, 0, view.buf, count);
         memory_leave(self, stay);
-        result = PyLong_FromSize_t(count);
     }
     PyBuffer_Release(&view);
-    return result;
+    return failed ? NULL : PyLong_FromSize_t(count);
 }
 
 PyDoc_STRVAR(slice_copy_to_doc,
@@ -205,11 +198,11 @@ slice_copy_to_volatile_slice(PyObject *op, PyObject *const *args, Py_ssize_t nar
     if (args_count(nargs, 1, 1, "copy_to_volatile_slice", "dst") < 0) {
         return NULL;
     }
-    if (!Py_IS_TYPE(args[0], self->state->slice_type)) {
+    if (!Py_IS_TYPE(args[0], self->span.state->slice_type)) {
         return errors_wrong_type("dst", "a VolatileSlice", args[0]);
     }
     memory_object *dst = memory_of(args[0]);
-    size_t count = Py_MIN(self->size, dst->size);
+    size_t count = Py_MIN(self->span.size, dst->span.size);
     enum stay stay = memory_stay_of_copy(count);
     if (memory_enter(self, stay) < 0) {
         return NULL;
@@ -218,10 +211,10 @@ slice_copy_to_volatile_slice(PyObject *op, PyObject *const *args, Py_ssize_t nar
         memory_leave(self, stay);
         return NULL;
     }
-    memory_copy_within(dst->addr, self->addr, count);
+    int failed = span_copy(&dst->span, &self->span, count);
     memory_leave(dst, stay);
     memory_leave(self, stay);
-    return PyLong_FromSize_t(count);
+    return failed ? NULL : PyLong_FromSize_t(count);
 }
 
 PyDoc_STRVAR(

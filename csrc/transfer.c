@@ -3,7 +3,9 @@
  *
  * A file descriptor is read with read(2) straight into memory. An object has to
  * be asked, even where it has an fd: a buffered file keeps bytes that its fd has
- * given already. It gets a view of the memory, so that costs no copy either.
+ * given already. It gets a view of the memory, so that costs no copy either; but
+ * where a page of that may be missing, which would kill the process, a view of a
+ * buffer in between.
  */
 #include "native.h"
 
@@ -13,9 +15,9 @@
 #include "volatile_memory.h"
 
 
-/* The most that one read() of an object is asked for, which then makes a bytes
- * object of that size. */
-#define READ_AT_MOST ((size_t)1 << 20)
+/* The most that an object is asked for at once where that takes a buffer of this
+ * size: the bytes of its read(), or ours in between. */
+#define BUFFER_AT_MOST ((size_t)1 << 20)
 
 enum by { BY_FD, BY_READINTO, BY_READ, BY_WRITE };
 
@@ -38,6 +40,8 @@ struct transfer {
     bool positioned; /* pread and pwrite, from position on */
     uint64_t position;
     PyObject *method; /* strong; NULL for an fd */
+    Py_buffer
+        between; /* a bytearray's, for one step; obj is NULL where there is none */
 };
 
 /* -1: the stream failed. err 0: no errno, and text says what happened. */
@@ -66,24 +70,20 @@ transfer_attribute(PyObject *error, const char *name, long missing)
     return result;
 }
 
-/* The kernel found a bad address: the memory's fault if a page of it is gone. cause
- * is stolen, and may be NULL. */
+/* The kernel found a bad address: the memory's fault if a page of it is gone. */
 static int
-transfer_bad_address(struct transfer *self, PyObject *cause)
+transfer_bad_address(struct transfer *self)
 {
-    char *addr = self->memory->addr + self->mem_offset + self->done;
+    char *addr = self->memory->span.addr + self->mem_offset + self->done;
     size_t left = self->count - self->done, at;
     Py_BEGIN_ALLOW_THREADS
     at = os_map_first_fault(addr, left, self->reading);
     Py_END_ALLOW_THREADS
     if (at == left) {
-        return transfer_fail(self, EFAULT, NULL, cause);
+        return transfer_fail(self, EFAULT, NULL, NULL);
     }
-    errors_memory_fault(self->reading ? self->state->WriteToMemoryError
-                                      : self->state->ReadFromMemoryError,
-                        EFAULT, self->mem_offset + self->done + at);
-    errors_set_cause(cause);
-    return -1;
+    struct fault fault = {addr + at, self->reading};
+    return span_faulted(&self->memory->span, fault);
 }
 
 /* The stream raised: an OSError is wrapped, anything else passes untouched. */
@@ -103,9 +103,6 @@ transfer_wrap(struct transfer *self)
         }
     }
     int err = (int)transfer_attribute(cause, "errno", 0);
-    if (err == EFAULT && self->done < self->count) {
-        return transfer_bad_address(self, cause);
-    }
     PyObject *text = PyObject_Str(cause);
     const char *chars = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
     if (chars == NULL) {
@@ -138,8 +135,9 @@ transfer_stopped(struct transfer *self)
 
 /* Each step moves some of the rest: 0 and *moved, or -1 with an exception. */
 static int
-transfer_step_fd(struct transfer *self, char *addr, size_t left, size_t *moved)
+transfer_step_fd(struct transfer *self, size_t left, size_t *moved)
 {
+    char *addr = self->memory->span.addr + self->mem_offset + self->done;
     int64_t position =
         self->positioned ? (int64_t)(self->position + self->done) : OS_FILE_POSITION;
     int err;
@@ -154,7 +152,7 @@ transfer_step_fd(struct transfer *self, char *addr, size_t left, size_t *moved)
         *moved = 0;
         return 0;
     case EFAULT:
-        return transfer_bad_address(self, NULL);
+        return transfer_bad_address(self);
     case EAGAIN:
         return transfer_would_block(self);
     default:
@@ -171,14 +169,13 @@ transfer_nonsense(struct transfer *self, Py_ssize_t claimed, size_t asked)
     return transfer_fail(self, 0, text, NULL);
 }
 
-/* Calls the method with a view of the memory, and takes the view back: whatever
- * the object kept of it is released, unless it kept an export of its own. */
+/* Calls the method with a view of exporter (stolen), and takes the view back:
+ * whatever the object kept of it is released, unless it kept an export of its own. */
 static PyObject *
-transfer_call_with_view(struct transfer *self, char *addr, size_t left)
+transfer_call_with_view(struct transfer *self, PyObject *exporter)
 {
-    PyObject *slice = slice_new(self->state, addr, left, self->memory->lender);
-    PyObject *view = slice == NULL ? NULL : PyMemoryView_FromObject(slice);
-    Py_XDECREF(slice);
+    PyObject *view = PyMemoryView_FromObject(exporter);
+    Py_DECREF(exporter);
     if (view == NULL) {
         return NULL;
     }
@@ -200,43 +197,89 @@ transfer_call_with_view(struct transfer *self, char *addr, size_t left)
     return result;
 }
 
-/* readinto() and write(): the count that they return. */
+/* Makes the buffer in between, filled with zeros. Exported to us, it cannot be resized
+ * by those who get a view of it. Each step has one of its own: they may keep it. */
 static int
-transfer_step_view(struct transfer *self, char *addr, size_t left, size_t *moved)
+transfer_make_between(struct transfer *self, size_t size)
 {
-    PyObject *result = transfer_call_with_view(self, addr, left);
-    if (result == NULL) {
-        return transfer_wrap(self);
+    PyObject *bytes =
+        PyObject_CallFunction((PyObject *)&PyByteArray_Type, "n", (Py_ssize_t)size);
+    int result =
+        bytes == NULL ? -1 : PyObject_GetBuffer(bytes, &self->between, PyBUF_WRITABLE);
+    Py_XDECREF(bytes);
+    return result;
+}
+
+/* What the method gets a view of: so many bytes of memory, or of the buffer in
+ * between. */
+static PyObject *
+transfer_exporter(struct transfer *self, size_t asked)
+{
+    const struct span *span = &self->memory->span;
+    size_t at = self->mem_offset + self->done;
+    if (!span->can_fault) {
+        return slice_new(span, at, asked);
     }
+    if (transfer_make_between(self, asked) < 0
+        || (!self->reading && span_read(span, at, self->between.buf, asked) < 0)) {
+        return NULL;
+    }
+    return Py_NewRef(self->between.obj);
+}
+
+/* What readinto() and write() return: the count that they moved of those asked for. */
+static int
+transfer_count(struct transfer *self, PyObject *result, size_t asked, size_t *moved)
+{
     if (Py_IsNone(result)) {
-        Py_DECREF(result);
         return transfer_would_block(self);
     }
     if (!PyIndex_Check(result)) {
         errors_wrong_type(self->reading ? "what readinto() returns"
                                         : "what write() returns",
                           "an int or None", result);
-        Py_DECREF(result);
         return -1;
     }
     /* Clips to the limits of Py_ssize_t, which is nonsense enough. */
     Py_ssize_t count = PyNumber_AsSsize_t(result, NULL);
-    Py_DECREF(result);
     if (count == -1 && PyErr_Occurred()) {
         return -1;
     }
-    if (count < 0 || (size_t)count > left) {
-        return transfer_nonsense(self, count, left);
+    if (count < 0 || (size_t)count > asked) {
+        return transfer_nonsense(self, count, asked);
     }
     *moved = (size_t)count;
     return count == 0 ? transfer_stopped(self) : 0;
 }
 
+static int
+transfer_step_view(struct transfer *self, size_t left, size_t *moved)
+{
+    const struct span *span = &self->memory->span;
+    size_t asked = span->can_fault ? Py_MIN(left, BUFFER_AT_MOST) : left;
+    PyObject *exporter = transfer_exporter(self, asked);
+    int failed = -1;
+    if (exporter != NULL) {
+        PyObject *result = transfer_call_with_view(self, exporter);
+        failed = result == NULL ? transfer_wrap(self)
+                                : transfer_count(self, result, asked, moved);
+        Py_XDECREF(result);
+    }
+    if (self->between.obj != NULL) {
+        if (failed == 0 && self->reading) {
+            failed = span_write(span, self->mem_offset + self->done, self->between.buf,
+                                *moved);
+        }
+        PyBuffer_Release(&self->between);
+    }
+    return failed;
+}
+
 /* read(): the bytes that it returns are copied. */
 static int
-transfer_step_read(struct transfer *self, char *addr, size_t left, size_t *moved)
+transfer_step_read(struct transfer *self, size_t left, size_t *moved)
 {
-    size_t asked = Py_MIN(left, READ_AT_MOST);
+    size_t asked = Py_MIN(left, BUFFER_AT_MOST);
     PyObject *result = PyObject_CallFunction(self->method, "n", (Py_ssize_t)asked);
     if (result == NULL) {
         return transfer_wrap(self);
@@ -262,7 +305,8 @@ transfer_step_read(struct transfer *self, char *addr, size_t left, size_t *moved
             failed = transfer_stopped(self);
         }
         else {
-            memory_copy_in(addr, view.buf, *moved);
+            failed = span_write(&self->memory->span, self->mem_offset + self->done,
+                                view.buf, *moved);
         }
         PyBuffer_Release(&view);
     }
@@ -274,12 +318,10 @@ static int
 transfer_run(struct transfer *self)
 {
     while (self->done < self->count) {
-        char *addr = self->memory->addr + self->mem_offset + self->done;
         size_t left = self->count - self->done, moved = 0;
-        int failed = self->by == BY_FD ? transfer_step_fd(self, addr, left, &moved)
-                     : self->by == BY_READ
-                         ? transfer_step_read(self, addr, left, &moved)
-                         : transfer_step_view(self, addr, left, &moved);
+        int failed = self->by == BY_FD     ? transfer_step_fd(self, left, &moved)
+                     : self->by == BY_READ ? transfer_step_read(self, left, &moved)
+                                           : transfer_step_view(self, left, &moved);
         if (failed) {
             return -1;
         }
@@ -368,8 +410,9 @@ transfer_do(struct transfer *self)
         return NULL;
     }
     bool done = false;
-    if (!range_fits(self->mem_offset, self->count, memory->size)) {
-        errors_invalid_range(self->state, self->mem_offset, self->count, memory->size);
+    if (!range_fits(self->mem_offset, self->count, memory->span.size)) {
+        errors_invalid_range(self->state, self->mem_offset, self->count,
+                             memory->span.size);
     }
     else if (self->positioned && !range_fits(self->position, self->count, INT64_MAX)) {
         errors_invalid_offset_u64(self->state, self->position, self->count);
@@ -387,7 +430,7 @@ transfer_method(PyObject *op, const struct args_spec *spec, PyObject *const *arg
 {
     memory_object *memory = memory_of(op);
     struct transfer self = {
-        .state = memory->state, .memory = memory, .reading = reading};
+        .state = memory->span.state, .memory = memory, .reading = reading};
     PyObject *given[4];
     if (args_named(spec, args, nargs, kwnames, given) < 0
         || args_u64(given[0], "mem_offset", &self.mem_offset) < 0
@@ -416,7 +459,9 @@ const char transfer_read_to_memory_doc[] = PyDoc_STR(
     "\n"
     "Reads on until count bytes are there, past interrupts (Python's signal\n"
     "handlers run) and the 0x7ffff000 bytes of one system call. What the kernel or\n"
-    "an object copies may tear. The GIL is released; count 0 does no I/O.\n"
+    "an object copies may tear. The GIL is released; count 0 does no I/O. An object\n"
+    "gets a view of the memory itself; where a page of that may be missing (all but\n"
+    "anonymous mappings) of a buffer of up to 1 MiB in between.\n"
     "\n"
     "InvalidRangeError where the range passes the end: nothing is read then.\n"
     "ReadFromSourceError where src fails or ends early (its cause is then\n"
@@ -442,7 +487,7 @@ const char transfer_write_from_memory_doc[] = PyDoc_STR(
     "descriptor is written with write(2) straight from memory; so is an unbuffered\n"
     "io.FileIO. With dst_offset, pwrite(2) at that offset of the file; dst is then\n"
     "a descriptor or has fileno(), and its position stays (what a buffered file has\n"
-    "not flushed yet comes later).\n"
+    "not flushed yet comes later). Other objects get a view, as of read_to_memory().\n"
     "\n"
     "Writes on until all is written, past interrupts (Python's signal handlers run)\n"
     "and the 0x7ffff000 bytes of one system call. The GIL is released; count 0 does\n"

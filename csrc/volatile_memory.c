@@ -12,7 +12,6 @@
  */
 #include "native.h"
 
-#include "access.h"
 #include "args.h"
 #include "volatile_memory.h"
 
@@ -21,8 +20,8 @@
 int
 memory_refuse(const memory_object *self)
 {
-    errors_closed(self->state, self->is_mapping ? "the mapping has been closed"
-                                                : "the slice has been released");
+    errors_closed(self->span.state, self->is_mapping ? "the mapping has been closed"
+                                                     : "the slice has been released");
     return -1;
 }
 
@@ -30,10 +29,10 @@ void
 memory_vacate(memory_object *self)
 {
     if (self->is_mapping) {
-        pages_unmap_or_report(&self->lender.pages->mapping);
+        pages_unmap_or_report(&self->span.lender.pages->mapping);
     }
     else {
-        lender_give_back(&self->lender, BORROW_SLICE);
+        lender_give_back(&self->span.lender, BORROW_SLICE);
     }
 }
 
@@ -56,8 +55,8 @@ memory_busy(memory_object *self, uint64_t seen)
     if (self->is_mapping) {
         /* The pages count all who borrow from them together with the mapping's own.
          * Read apart from the word: without a GIL they may be a step ahead. */
-        slices = Py_MIN(hold_read(&self->lender.pages->slices), borrowers);
-        refs = Py_MIN(hold_read(&self->lender.pages->refs), borrowers - slices);
+        slices = Py_MIN(hold_read(&self->span.lender.pages->slices), borrowers);
+        refs = Py_MIN(hold_read(&self->span.lender.pages->refs), borrowers - slices);
     }
     char text[160] = "";
     memory_list_holder(text, sizeof(text), slices, "slice");
@@ -78,71 +77,14 @@ memory_close(memory_object *self)
         return seen & HOLD_CLOSED ? Py_NewRef(Py_None) : memory_busy(self, seen);
     }
     if (!self->is_mapping) {
-        lender_give_back(&self->lender, BORROW_SLICE);
+        lender_give_back(&self->span.lender, BORROW_SLICE);
         Py_RETURN_NONE;
     }
-    int err = pages_unmap(&self->lender.pages->mapping);
+    int err = pages_unmap(&self->span.lender.pages->mapping);
     if (err != 0) {
-        return errors_system_call(self->state, err, "munmap");
+        return errors_system_call(self->span.state, err, "munmap");
     }
     Py_RETURN_NONE;
-}
-
-/* What Py_BEGIN_ALLOW_THREADS does, for copies that are worth it. */
-static inline PyThreadState *
-copy_begin(size_t count)
-{
-    return memory_stay_of_copy(count) == LONG ? PyEval_SaveThread() : NULL;
-}
-
-static inline void
-copy_end(PyThreadState *released)
-{
-    if (released != NULL) {
-        PyEval_RestoreThread(released);
-    }
-}
-
-void
-memory_copy_out(void *host, const char *guest, size_t count)
-{
-    PyThreadState *released = copy_begin(count);
-    access_read(host, guest, count);
-    copy_end(released);
-}
-
-void
-memory_copy_in(char *guest, const void *host, size_t count)
-{
-    PyThreadState *released = copy_begin(count);
-    access_write(guest, host, count);
-    copy_end(released);
-}
-
-void
-memory_copy_within(char *dst, const char *src, size_t count)
-{
-    PyThreadState *released = copy_begin(count);
-    access_copy(dst, src, count);
-    copy_end(released);
-}
-
-void
-memory_fill(char *guest, unsigned char byte, size_t count)
-{
-    PyThreadState *released = copy_begin(count);
-    access_fill(guest, byte, count);
-    copy_end(released);
-}
-
-PyObject *
-memory_bytes_at(const char *guest, size_t count)
-{
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
-    if (bytes != NULL) {
-        memory_copy_out(PyBytes_AsString(bytes), guest, count);
-    }
-    return bytes;
 }
 
 const char memory_enter_block_doc[] =
@@ -197,7 +139,7 @@ memory_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
 static PyObject *
 memory_get_size(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(memory_of(op)->size);
+    return PyLong_FromSize_t(memory_of(op)->span.size);
 }
 
 static PyObject *
@@ -209,7 +151,7 @@ memory_get_closed(PyObject *op, void *Py_UNUSED(closure))
 static Py_ssize_t
 memory_length(PyObject *op)
 {
-    return (Py_ssize_t)memory_of(op)->size;
+    return (Py_ssize_t)memory_of(op)->span.size;
 }
 
 static PyObject *
@@ -217,7 +159,7 @@ memory_repr(PyObject *op)
 {
     memory_object *self = memory_of(op);
     char size[32];
-    PyOS_snprintf(size, sizeof(size), "%#zx", self->size);
+    PyOS_snprintf(size, sizeof(size), "%#zx", self->span.size);
     return PyUnicode_FromFormat("<guestmem.%s size=%s%s>",
                                 self->is_mapping ? "MemoryMapping" : "VolatileSlice",
                                 size,
@@ -236,8 +178,8 @@ memory_getbuffer(PyObject *op, Py_buffer *view, int flags)
     if (memory_enter(self, SHORT) < 0) {
         return -1;
     }
-    int result =
-        PyBuffer_FillInfo(view, op, self->addr, (Py_ssize_t)self->size, 0, flags);
+    int result = PyBuffer_FillInfo(view, op, self->span.addr,
+                                   (Py_ssize_t)self->span.size, 0, flags);
     if (result == 0) {
         hold_add(self->hold, HOLD_BORROW);
     }
@@ -283,10 +225,14 @@ PyDoc_STRVAR(
     "or 8 bytes of this memory, and accesses each byte once. No access orders\n"
     "others between processors beyond what the architecture does.\n"
     "\n"
+    "Where a page cannot be brought in (a truncated file, a full tmpfs), a method\n"
+    "raises ReadFromMemoryError or WriteToMemoryError with the offset of the first\n"
+    "byte that faulted. What a write had written before it stays written.\n"
+    "\n"
     "It exports its bytes by the buffer protocol: memoryview(m), numpy.frombuffer(m),\n"
     "os.preadv(fd, [m], 0). What others do through such a buffer has none of these\n"
-    "guarantees, and where a page cannot be brought in (a truncated file) it ends\n"
-    "the process with SIGBUS.");
+    "guarantees, and where a page cannot be brought in it ends the process with\n"
+    "SIGBUS.");
 
 static PyType_Slot memory_slots[] = {
     {Py_tp_doc, SLOT(memory_doc)},

@@ -5,54 +5,14 @@
 
 #include "native.h"
 
-#include "pages.h"
-
-/* Copies of this many bytes and more are made without the GIL: measured, giving it
- * away pays from 256 KiB on. */
-#define COPY_WITHOUT_GIL ((size_t)256 << 10)
-
-/* What keeps memory alive: pages of our own, or somebody's exported buffer. One
- * of the two is NULL; both are once the borrow has been given back. */
-struct lender {
-    struct pages *pages;
-    PyObject *buffer_owner; /* strong; each borrower has a reference of its own, so
-                               that the garbage collector can count them */
-};
-
-static inline void
-lender_borrow(struct lender lender, enum borrow_kind kind)
-{
-    if (lender.pages != NULL) {
-        pages_borrow(lender.pages, kind);
-    }
-    else {
-        Py_INCREF(lender.buffer_owner);
-    }
-}
-
-/* May unmap, release a buffer and run Python code. Twice does nothing. */
-static inline void
-lender_give_back(struct lender *lender, enum borrow_kind kind)
-{
-    struct pages *pages = lender->pages;
-    if (pages != NULL) {
-        lender->pages = NULL;
-        pages_give_back(pages, kind);
-    }
-    else {
-        Py_CLEAR(lender->buffer_owner);
-    }
-}
+#include "span.h"
 
 typedef struct {
     PyObject_HEAD
-    module_state *state; /* alive as long as the type is */
+    struct span span;
     PyObject *weakrefs;
-    char *addr;
-    size_t size;
     hold *hold; /* the word that calls enter: that of the pages for a mapping, its
                    own for a slice */
-    struct lender lender;
     bool is_mapping;
 } memory_object;
 
@@ -115,31 +75,17 @@ memory_leave(memory_object *self, enum stay stay)
 static inline enum stay
 memory_stay_of_copy(size_t count)
 {
-    return count < COPY_WITHOUT_GIL ? SHORT : LONG;
+    return span_copy_is_long(count) ? LONG : SHORT;
 }
-
-/* Copies that give the GIL away where they are large. The caller has entered for
- * memory_stay_of_copy(count), or holds a borrow. */
-void memory_copy_out(void *host, const char *guest, size_t count);
-void memory_copy_in(char *guest, const void *host, size_t count);
-void memory_copy_within(char *dst, const char *src, size_t count);
-void memory_fill(char *guest, unsigned char byte, size_t count);
-
-/* A new bytes object with count bytes of memory, under the same conditions. */
-PyObject *memory_bytes_at(const char *guest, size_t count);
 
 /* Fills in what all memory has; the object is new and of a type that derives from
  * VolatileMemory. */
 static inline void
-memory_start(memory_object *self, module_state *state, char *addr, size_t size,
-             hold *word, struct lender lender, bool is_mapping)
+memory_start(memory_object *self, const struct span *span, hold *word, bool is_mapping)
 {
-    self->state = state;
+    self->span = *span;
     self->weakrefs = NULL;
-    self->addr = addr;
-    self->size = size;
     self->hold = word;
-    self->lender = lender;
     self->is_mapping = is_mapping;
 }
 
@@ -165,10 +111,10 @@ extern const char transfer_read_to_memory_doc[], transfer_write_from_memory_doc[
     remove_range_doc[], memory_enter_block_doc[], memory_exit_block_doc[],
     memory_reduce_doc[];
 
-/* slice.c and ref.c: a new object that borrows [addr, addr + size) of memory
- * that the caller is inside of, or borrows itself. */
-PyObject *slice_new(module_state *state, char *addr, size_t size, struct lender lender);
-PyObject *ref_new(module_state *state, char *addr, size_t size, PyObject *type,
-                  struct lender lender);
+/* slice.c and ref.c: a new object that borrows [offset, offset + size) of memory that
+ * the caller is inside of, or borrows itself. */
+PyObject *slice_new(const struct span *memory, size_t offset, size_t size);
+PyObject *ref_new(const struct span *memory, size_t offset, size_t size,
+                  PyObject *type);
 
 #endif

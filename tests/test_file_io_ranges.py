@@ -249,7 +249,6 @@ def test_an_object_that_meets_a_fault_is_not_to_blame(truncated: MemoryMapping, 
         with pytest.raises(WriteToMemoryError) as into:
             truncated.read_to_memory(PAGE, raw, 2 * PAGE)
         assert (into.value.errno, into.value.offset) == (errno.EFAULT, 2 * PAGE)
-        assert isinstance(into.value.__cause__, OSError)
         with pytest.raises(ReadFromMemoryError) as out:
             truncated.write_from_memory(PAGE, raw, 2 * PAGE)
         assert (out.value.errno, out.value.offset) == (errno.EFAULT, 2 * PAGE)

@@ -1,0 +1,100 @@
+/* Copies and fills of spans. See span.h. */
+#include "native.h"
+
+#include "span.h"
+
+/* What Py_BEGIN_ALLOW_THREADS does, for copies that are worth it. */
+static inline PyThreadState *
+copy_begin(size_t count)
+{
+    return span_copy_is_long(count) ? PyEval_SaveThread() : NULL;
+}
+
+static inline void
+copy_end(PyThreadState *released)
+{
+    if (released != NULL) {
+        PyEval_RestoreThread(released);
+    }
+}
+
+int
+span_faulted(const struct span *self, struct fault fault)
+{
+    return errors_memory_fault(fault.writing ? self->state->WriteToMemoryError
+                                             : self->state->ReadFromMemoryError,
+                               EFAULT, (uint64_t)(fault.at - self->addr));
+}
+
+int
+span_read(const struct span *self, size_t offset, void *host, size_t count)
+{
+    const char *at = self->addr + offset;
+    struct fault fault = {NULL, false};
+    PyThreadState *released = copy_begin(count);
+    if (self->can_fault) {
+        fault = fault_read(host, at, count);
+    }
+    else {
+        access_read(host, at, count);
+    }
+    copy_end(released);
+    return span_result(self, fault);
+}
+
+int
+span_write(const struct span *self, size_t offset, const void *host, size_t count)
+{
+    char *at = self->addr + offset;
+    struct fault fault = {NULL, false};
+    PyThreadState *released = copy_begin(count);
+    if (self->can_fault) {
+        fault = fault_write(at, host, count);
+    }
+    else {
+        access_write(at, host, count);
+    }
+    copy_end(released);
+    return span_result(self, fault);
+}
+
+int
+span_fill(const struct span *self, size_t offset, unsigned char byte, size_t count)
+{
+    char *at = self->addr + offset;
+    struct fault fault = {NULL, false};
+    PyThreadState *released = copy_begin(count);
+    if (self->can_fault) {
+        fault = fault_fill(at, byte, count);
+    }
+    else {
+        access_fill(at, byte, count);
+    }
+    copy_end(released);
+    return span_result(self, fault);
+}
+
+int
+span_copy(const struct span *dst, const struct span *src, size_t count)
+{
+    struct fault fault = {NULL, false};
+    PyThreadState *released = copy_begin(count);
+    if (dst->can_fault || src->can_fault) {
+        fault = fault_copy(dst->addr, src->addr, count);
+    }
+    else {
+        access_copy(dst->addr, src->addr, count);
+    }
+    copy_end(released);
+    return span_result(fault.writing ? dst : src, fault);
+}
+
+PyObject *
+span_bytes(const struct span *self, size_t offset, size_t count)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    if (bytes != NULL && span_read(self, offset, PyBytes_AsString(bytes), count) < 0) {
+        Py_CLEAR(bytes);
+    }
+    return bytes;
+}
