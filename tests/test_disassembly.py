@@ -184,7 +184,13 @@ CHILD = """
 import ctypes, os, signal, sys
 import guestmem
 from guestmem import MemoryMapping
-ram = MemoryMapping(48 << 20)
+size = 48 << 20
+if sys.argv[1] == "file":  # may fault, so each access is guarded
+    fd = os.memfd_create("ram")
+    os.ftruncate(fd, size)
+    ram = MemoryMapping.from_fd(fd, size)
+else:
+    ram = MemoryMapping(size)
 ram.fill(0x11)
 ptrace = ctypes.CDLL(None, use_errno=True).ptrace
 if ptrace(0, 0, None, None) != 0:  # PTRACE_TRACEME
@@ -220,12 +226,12 @@ RIP, DEBUG_REGISTERS = 16 * 8, 848  # in struct user
 WATCH = 1 | 0b11 << 16 | 0b10 << 18
 
 
-def watch() -> Iterator[list[int]]:
+def watch(kind: str) -> Iterator[list[int]]:
     """Run the child; yield, for each of its calls, the addresses behind the accesses."""
     ptrace = ctypes.CDLL(None, use_errno=True).ptrace
     ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
     ptrace.restype = ctypes.c_long
-    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE) as child:
+    with subprocess.Popen([sys.executable, "-c", CHILD, kind], stdout=subprocess.PIPE) as child:
         try:
             assert child.stdout is not None
             address = child.stdout.readline()
@@ -279,14 +285,15 @@ def width_of(code: str) -> int:
 @GUARDED
 @pytest.mark.skipif(MACHINE != "x86_64", reason="the debug registers are x86-64's")
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump (binutils)")
-def test_the_built_module_accesses_once() -> None:
+@pytest.mark.parametrize("kind", ["anonymous", "file"])
+def test_the_built_module_accesses_once(kind: str) -> None:
     before: dict[int, str] = {}  # the instruction that ends at an address
     code = ""
     for line in run("objdump", "-d", "--no-show-raw-insn", str(MODULE)).splitlines():
         if found := re.match(r"\s+([0-9a-f]+):\s+(.*)", line):
             before[int(found[1], 16)] = code
             code = re.sub(r"\s+", " ", found[2])
-    watched = [[before[address] for address in hits] for hits in watch()]
+    watched = [[before[address] for address in hits] for hits in watch(kind)]
     for (name, width, call), codes in zip(SCALAR_CALLS, watched, strict=False):
         assert [width_of(code) for code in codes] == [width], (name, call, codes)
     copies = watched[len(SCALAR_CALLS) :]
