@@ -45,6 +45,9 @@ errors_not_removed(module_state *state, uint64_t offset, uint64_t count, uint64_
                    int err)
 {
     errors_system_call(state, err, "madvise");
+    if (!PyErr_ExceptionMatches(state->SystemCallFailedError)) {
+        return NULL; /* there was no memory to make it */
+    }
     PyObject *cause = errors_take();
     PyObject *reason = cause == NULL ? NULL : PyObject_Str(cause);
     if (reason != NULL) {

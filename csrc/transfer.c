@@ -53,21 +53,26 @@ transfer_fail(struct transfer *self, int err, const char *text, PyObject *cause)
                            err, text, self->done, cause);
 }
 
-/* An int attribute of an exception, or missing where it has none. */
-static long
-transfer_attribute(PyObject *error, const char *name, long missing)
+/* An int attribute of an exception: *out stays where it has none. -1 with what asking
+ * for it raised. */
+static int
+transfer_attribute(PyObject *error, const char *name, long *out)
 {
     PyObject *value = PyObject_GetAttrString(error, name);
-    long result = missing;
-    if (value != NULL && PyLong_Check(value)) {
-        result = PyLong_AsLong(value);
-        if (result == -1 && PyErr_Occurred()) {
-            result = missing;
+    if (value == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            return -1;
         }
+        PyErr_Clear();
+        return 0;
     }
-    PyErr_Clear();
-    Py_XDECREF(value);
-    return result;
+    if (PyLong_Check(value)) {
+        int overflow;
+        long number = PyLong_AsLongAndOverflow(value, &overflow);
+        *out = overflow == 0 ? number : *out;
+    }
+    Py_DECREF(value);
+    return 0;
 }
 
 /* The kernel found a bad address: the memory's fault if a page of it is gone. */
@@ -94,22 +99,32 @@ transfer_wrap(struct transfer *self)
         return -1;
     }
     PyObject *cause = errors_take();
-    if (self->by == BY_WRITE
-        && PyObject_TypeCheck(cause, (PyTypeObject *)PyExc_BlockingIOError)) {
-        /* A buffered writer took so many before it would have blocked. */
-        long taken = transfer_attribute(cause, "characters_written", 0);
-        if (taken > 0 && (uint64_t)taken <= self->count - self->done) {
-            self->done += (size_t)taken;
-        }
+    long taken = 0, err = 0;
+    bool may_have_taken =
+        self->by == BY_WRITE
+        && PyObject_TypeCheck(cause, (PyTypeObject *)PyExc_BlockingIOError);
+    if ((may_have_taken && transfer_attribute(cause, "characters_written", &taken) < 0)
+        || transfer_attribute(cause, "errno", &err) < 0) {
+        errors_set_cause(cause);
+        return -1;
     }
-    int err = (int)transfer_attribute(cause, "errno", 0);
+    /* A buffered writer took so many before it would have blocked. */
+    if (taken > 0 && (uint64_t)taken <= self->count - self->done) {
+        self->done += (size_t)taken;
+    }
     PyObject *text = PyObject_Str(cause);
     const char *chars = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
-    if (chars == NULL) {
-        PyErr_Clear();
-        chars = "it raised an OSError";
+    if (chars == NULL && PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        errors_set_cause(cause);
+        Py_XDECREF(text);
+        return -1;
     }
-    transfer_fail(self, err, err != 0 ? NULL : chars, cause);
+    PyErr_Clear(); /* an exception that has no text */
+    transfer_fail(self, (int)err,
+                  err != 0        ? NULL
+                  : chars == NULL ? "it raised an OSError"
+                                  : chars,
+                  cause);
     Py_XDECREF(text);
     return -1;
 }
