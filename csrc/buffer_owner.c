@@ -21,12 +21,7 @@ int
 buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
 {
     Py_buffer view;
-    int err = fault_claim();
-    if (err != 0) {
-        errors_system_call(state, err, "sigaction");
-        return -1;
-    }
-    if (args_buffer(exporter, "obj", &view, true) < 0) {
+    if (span_take_signal(state) < 0 || args_buffer(exporter, "obj", &view, true) < 0) {
         return -1;
     }
     buffer_owner_object *self =

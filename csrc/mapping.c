@@ -60,9 +60,9 @@ mapping_create(module_state *state, bool anonymous, int fd, uint64_t offset,
                uint64_t size)
 {
     struct os_mapping mapped;
-    int err = anonymous ? 0 : fault_claim(), dump_err = 0;
-    if (err != 0) {
-        return errors_system_call(state, err, "sigaction");
+    int err, dump_err = 0;
+    if (!anonymous && span_take_signal(state) < 0) {
+        return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
     err = anonymous ? os_map_anonymous(size, &mapped)

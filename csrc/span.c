@@ -19,6 +19,19 @@ copy_end(PyThreadState *released)
 }
 
 int
+span_take_signal(module_state *state)
+{
+    int err = fault_claim();
+    if (err == ENOMEM) {
+        PyErr_NoMemory();
+    }
+    else if (err != 0) {
+        errors_system_call(state, err, "sigaction");
+    }
+    return err == 0 ? 0 : -1;
+}
+
+int
 span_faulted(const struct span *self, struct fault fault)
 {
     return errors_memory_fault(fault.writing ? self->state->WriteToMemoryError

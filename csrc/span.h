@@ -74,6 +74,9 @@ span_copy_is_long(size_t count)
     return count >= COPY_WITHOUT_GIL;
 }
 
+/* Before a span that can fault is made: what its guard needs. -1 with an exception. */
+int span_take_signal(module_state *state);
+
 /* -1 with ReadFromMemoryError or WriteToMemoryError. */
 int span_faulted(const struct span *self, struct fault fault);
 

@@ -25,7 +25,7 @@ ENV = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "CFLAGS", 
 
 # What the extension uses besides: it cannot fail as it is used.
 INFALLIBLE = r"""
-    Py(Bool|Bytes|CFunction|Complex|Float|Long|Type|Unicode)_Type | PyExc_\w+ | Py_Version
+    Py(Bool|ByteArray|Bytes|CFunction|Complex|Float|Long|Type|Unicode)_Type | PyExc_\w+ | Py_Version
     | PyBytes_(AsString|Size) | PyBool_FromLong | PyCFunction_Get\w+ | PyDict_Next
     | PyList_(GetItem|Size) | PyTuple_(GetItem|SetItem|Size)        # a new tuple, and in range
     | PyLong_As\w+ | PyUnicode_CompareWithASCIIString               # of exact ints: no code runs
@@ -36,7 +36,8 @@ INFALLIBLE = r"""
     | PyEval_\w+ | PyModuleDef_Init | PyModule_GetState | PyOS_snprintf
     | Py_GenericAlias | Py_LeaveRecursiveCall | _Py_Dealloc | _Py_NoneStruct
     | PyMem_[GS]etAllocator                                         # of inject.c itself
-    | mem(cpy|move|set)\w* | str(cmp|len)\w* | \w*snprintf\w* | strerror | sysconf
+    | raise | pthread_sigmask | sigaddset            # in the handler of SIGBUS
+    | siglongjmp | mem(cmp|cpy|move|set)\w* | str(cmp|len)\w* | \w*snprintf\w* | strerror | sysconf
     | __\w+ | _ITM_\w+                                              # the compiler's, and errno
 """
 

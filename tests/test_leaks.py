@@ -29,6 +29,7 @@ from guestmem import (
     f32,
     f64,
     u8,
+    u16,
     u64,
 )
 
@@ -88,6 +89,13 @@ class World:
         self.buffer = bytearray(64)
         self.fd = os.memfd_create("guestmem-leaks")
         os.ftruncate(self.fd, PAGE)
+        gone = os.memfd_create("guestmem-gone")
+        os.ftruncate(gone, 2 * PAGE)
+        self.file = MemoryMapping.from_fd(gone, 2 * PAGE)
+        self.gone = self.file.get_slice(PAGE - 3, 64)
+        self.gone_ref = self.file.get_ref(PAGE, u64)
+        os.ftruncate(gone, PAGE)  # of two pages one is missing
+        os.close(gone)
 
 
 def enter_and_leave(memory: MemoryMapping | VolatileSlice, *, fail: bool) -> None:
@@ -102,6 +110,7 @@ def enter_and_leave(memory: MemoryMapping | VolatileSlice, *, fail: bool) -> Non
 def calls(w: World) -> dict[str, list[Callable[[], object]]]:
     m: Any = w.m
     s: Any = w.s
+    f: Any = w.file
     closed: Any = w.closed
     from_buffer: Any = VolatileSlice.from_buffer
     bad, boom, io_error = untyped(object(), Raising(ZeroDivisionError), Raising(OSError, 5, "five"))
@@ -170,6 +179,20 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: m.read_to_memory(0, boom, 1), lambda: m.read_to_memory(0, io_error, 1),
             lambda: m.read_to_memory(0, bad, 1), lambda: m.read_to_memory(0, io.StringIO(), 1),
             lambda: m.read_to_memory(0, boom, 1, 0), lambda: m.read_to_memory(0, w.fd, 1, 2**63),
+        ],
+        "missing pages": [
+            lambda: f.read_bytes(0, PAGE), lambda: f.read_bytes(1, PAGE), lambda: f.fill(1),
+            lambda: f.read_obj(PAGE, u64), lambda: f.write_obj(1, PAGE - 1, u16),
+            lambda: f.read_obj(PAGE - 1, Point), lambda: f.write_obj((1, 2), PAGE, LAYOUT),
+            lambda: f.read_slice(bytearray(8), PAGE), lambda: f.write_all(DATA, PAGE - 8),
+            w.gone_ref.load, lambda: w.gone_ref.store(1), lambda: w.gone.copy_to(bytearray(64)),
+            lambda: w.gone.copy_from(DATA), lambda: w.gone.copy_to_volatile_slice(w.other),
+            lambda: w.other.copy_to_volatile_slice(w.gone),
+            lambda: f.read_to_memory(0, io.BytesIO(DATA), 64), lambda: f.remove_range(PAGE, 8),
+            lambda: f.read_to_memory(PAGE - 8, io.BytesIO(DATA), 64),
+            lambda: f.read_to_memory(0, boom, 1), lambda: f.read_to_memory(0, io_error, 1),
+            lambda: f.write_from_memory(0, io.BytesIO(), 64),
+            lambda: f.write_from_memory(PAGE - 8, io.BytesIO(), 64),
         ],
         "write_from_memory": [
             lambda: m.write_from_memory(0, io.BytesIO(), 64),

@@ -3,6 +3,8 @@
  */
 #include <string.h>
 
+#undef malloc /* the allocators' */
+
 #define EXPORT __attribute__((visibility("default")))
 
 enum {

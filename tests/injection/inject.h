@@ -16,6 +16,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -122,15 +123,18 @@ int inject_munmap(void *addr, size_t length);
 #define PyMem_Calloc(...) \
     (inject_memory("PyMem_Calloc") ? NULL : (PyMem_Calloc)(__VA_ARGS__))
 
+#define malloc(...) (inject_memory("malloc") ? NULL : (malloc)(__VA_ARGS__))
+
 #define INJECT_SYSTEM(failure, function, ...) \
     (inject_system(#function) ? (failure) : (function)(__VA_ARGS__))
-#define fstatfs(...) INJECT_SYSTEM(-1, fstatfs, __VA_ARGS__)
-#define madvise(...) INJECT_SYSTEM(-1, madvise, __VA_ARGS__)
-#define mmap(...)    INJECT_SYSTEM(MAP_FAILED, mmap, __VA_ARGS__)
-#define munmap(...)  inject_munmap(__VA_ARGS__)
-#define pread(...)   INJECT_SYSTEM(-1, pread, __VA_ARGS__)
-#define pwrite(...)  INJECT_SYSTEM(-1, pwrite, __VA_ARGS__)
-#define read(...)    INJECT_SYSTEM(-1, read, __VA_ARGS__)
-#define write(...)   INJECT_SYSTEM(-1, write, __VA_ARGS__)
+#define fstatfs(...)   INJECT_SYSTEM(-1, fstatfs, __VA_ARGS__)
+#define madvise(...)   INJECT_SYSTEM(-1, madvise, __VA_ARGS__)
+#define mmap(...)      INJECT_SYSTEM(MAP_FAILED, mmap, __VA_ARGS__)
+#define munmap(...)    inject_munmap(__VA_ARGS__)
+#define pread(...)     INJECT_SYSTEM(-1, pread, __VA_ARGS__)
+#define pwrite(...)    INJECT_SYSTEM(-1, pwrite, __VA_ARGS__)
+#define read(...)      INJECT_SYSTEM(-1, read, __VA_ARGS__)
+#define sigaction(...) INJECT_SYSTEM(-1, sigaction, __VA_ARGS__)
+#define write(...)     INJECT_SYSTEM(-1, write, __VA_ARGS__)
 
 #endif
