@@ -130,7 +130,10 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: MemoryMapping.from_fd_offset(w.fd, PAGE, bad),
         ],
         "MemoryMapping.close": [lambda: MemoryMapping(PAGE).close(), m.close, closed.close],
-        "as_ptr": [m.as_ptr, s.as_ptr, w.ref.as_ptr, closed.as_ptr, lambda: bad_call(m.as_ptr)],
+        "as_ptr": [
+            m.as_ptr, s.as_ptr, w.ref.as_ptr, closed.as_ptr,
+            lambda: bad_call(m.as_ptr), lambda: bad_call(w.ref.as_ptr),
+        ],
         "get_slice": [
             lambda: m.get_slice(0, 8), lambda: s.get_slice(8, 8), lambda: m.get_slice(0, 1 << 20),
             lambda: m.get_slice(2**63, 2**63), lambda: closed.get_slice(0, 0),
@@ -232,7 +235,9 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: w.ref.store(-1), lambda: w.ref.store(2**70), lambda: w.point.store(bad),
             lambda: w.tuple.store((1, -1)), lambda: w.ref.store(boom),
         ],
-        "VolatileRef.to_slice": [w.ref.to_slice, w.point.to_slice],
+        "VolatileRef.to_slice": [
+            w.ref.to_slice, w.point.to_slice, lambda: bad_call(w.ref.to_slice),
+        ],
         "VolatileRef.type": [lambda: w.ref.type, lambda: w.point.type],
         "Scalar.name": [lambda: u64.name, lambda: hash(u64), lambda: u64 == u8],
         "__enter__": [lambda: enter_and_leave(MemoryMapping(1), fail=False), closed.__enter__],

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import io
 import os
 import random
+import struct
 import sys
 import threading
 import time
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 
     Backings = Callable[[int], Backing]
 
-SECONDS = 0.4  # for each of the races
+SECONDS = float(os.environ.get("GUESTMEM_RACE_SECONDS", "0.4"))  # for each of the races
 LARGE = 1 << 20
 
 
@@ -386,3 +389,116 @@ def test_copies_in_many_threads_do_not_mix() -> None:
         return copy
 
     race(*(copier(number) for number in range(4)))
+
+
+# What threads share besides the memory
+
+
+class Point(ctypes.Structure):
+    _fields_ = (("x", ctypes.c_uint32), ("y", ctypes.c_uint64))
+
+
+def test_a_slice_that_all_look_at_while_others_replace_it() -> None:
+    """What is written when a slice is made is there for whoever it is handed to."""
+    memory = MemoryMapping(1 << 16)
+    shared = [memory.get_slice(0, 400)]
+    refs = [memory.get_ref(0, u64)]
+
+    def use() -> None:
+        part, ref = shared[0], refs[0]
+        with contextlib.suppress(ClosedError):
+            assert repr(part).startswith("<guestmem.VolatileSlice size=0x190")
+            assert len(part) == part.size == 400
+            assert part.offset(1).copy_to(bytearray(300)) == 300
+            assert part.copy_to_volatile_slice(part) == 400
+            refs[0] = part.get_ref(8, u64)
+        assert "u64" in repr(ref)
+        assert ref.load() == 0
+        assert ref.to_slice().size == ref.size == 8
+
+    def replace() -> None:
+        shared[0], old = memory.get_slice(0, 400), shared[0]
+        with contextlib.suppress(BufferError):
+            old.release()
+        with pytest.raises(BufferError, match="cannot close the mapping: it is held by "):
+            memory.close()
+
+    race(use, use, replace)
+
+
+def test_types_of_objects_in_many_threads() -> None:
+    """The verdicts on classes are shared, and fewer are kept than there are classes here."""
+    memory = MemoryMapping(4096)
+    memory.write_obj(Point(1, 2), 0)
+    layout = struct.Struct("<IQ")
+    classes = [ctypes.c_uint8 * n for n in range(1, 100)]
+
+    def known() -> None:
+        point = memory.read_obj(0, Point)
+        assert (point.x, point.y) == (1, 2)
+        memory.write_obj(point, 64)
+        memory.write_obj((3, 4), 128, layout)
+        assert memory.read_obj(128, layout) == (3, 4)
+
+    def new() -> None:
+        cls = random.choice(classes)
+        assert len(memory.read_obj(256, cls)) == ctypes.sizeof(cls)
+        own = type("Own", (ctypes.Structure,), {"_fields_": [("x", random.choice(classes))]})
+        assert ctypes.sizeof(memory.get_ref(256, own).load()) <= 99
+        with pytest.raises(TypeError, match="pointer"):
+            memory.get_ref(256, ctypes.c_char_p)
+
+    race(known, known, new, new)
+
+
+FIRST_USE = """
+import ctypes, struct, threading
+from guestmem import MemoryMapping
+
+memory = MemoryMapping(4096)
+memory.fill(1)
+layout = struct.Struct("<I")
+start = threading.Barrier(4)
+results = []
+
+def use():
+    start.wait()
+    results.append((memory.read_obj(0, ctypes.c_uint32).value, *memory.read_obj(0, layout)))
+
+threads = [threading.Thread(target=use) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert results == [(0x01010101, 0x01010101)] * 4, results
+"""
+
+
+def test_the_first_use_of_ctypes_and_struct_in_many_threads(run_child: Callable[..., str]) -> None:
+    for _ in range(3):
+        run_child(FIRST_USE)
+
+
+def test_buffers_of_others_in_many_threads() -> None:
+    """Each buffer is exported once: 3.13 counts the exports of a bytearray without a lock."""
+    shared = [VolatileSlice.from_buffer(bytearray(4096))]
+
+    def use() -> None:
+        with contextlib.suppress(ClosedError):
+            part = shared[0].get_slice(64, 64)
+            part.fill(1)
+            assert part.get_ref(0, u64).load() == 0x0101010101010101
+            with memoryview(shared[0]) as view:
+                assert view.nbytes == 4096
+
+    def replace() -> None:
+        garbage: list[Any] = [VolatileSlice.from_buffer(bytearray(4096))]
+        garbage.append(garbage)  # only the collector finds it
+        buffer = bytearray(4096)
+        shared[0], old = VolatileSlice.from_buffer(buffer), shared[0]
+        with pytest.raises(BufferError):
+            buffer.append(0)
+        with contextlib.suppress(BufferError):
+            old.release()
+
+    race(use, use, replace, gc.collect)
