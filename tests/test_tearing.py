@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -225,3 +226,16 @@ def test_what_reads_does_not_tear(backing: Backings, how: str) -> None:
                     take(part, row, near)
                 assert copies.torn() == []
                 seen |= copies.seen
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("cc") is None, reason="one of its sides is in C")
+def test_the_long_run(run_child: Callable[..., str]) -> None:
+    """It finds nothing torn but in its controls."""
+    script = os.path.join(os.path.dirname(__file__), "torn_words.py")
+    code = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], None, '__main__')"
+    )
+    table = run_child(code, script, "--quick", "--count", 20_000, timeout=300).splitlines()
+    assert " 0 torn, " in table[-1]
+    assert [line.split()[-1] == "0" for line in table[1:-1]].count(False) == 2, table
