@@ -85,7 +85,8 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
             py_limited_api=LIMITED_API,
             # setuptools puts the environment's flags first; here they have the last word.
-            extra_compile_args=CFLAGS + shlex.split(os.environ.get("CFLAGS", "")),
+            # But for LTO, which tears apart what fault.c has the assembler put side by side.
+            extra_compile_args=[*CFLAGS, *shlex.split(os.environ.get("CFLAGS", "")), "-fno-lto"],
             extra_link_args=LDFLAGS + shlex.split(os.environ.get("LDFLAGS", "")),
         )
     ],

@@ -72,5 +72,7 @@ access_fill(char *guest, unsigned char byte, size_t count)
 void
 access_settle(void)
 {
-    wide_settle();
+    if (have_wide) {
+        wide_settle();
+    }
 }

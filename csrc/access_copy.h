@@ -76,12 +76,12 @@ move_four(char *dst, const char *src, size_t width, enum chooser chooser)
 case N: {                                                               \
     own_##N value[4];                                                   \
     for (int i = 0; i < 4; i++) {                                       \
-        const void *from = src + i * N;                                 \
+        const void *from = src + i * (N);                               \
         value[i] = chooser == SOURCE ? *(const volatile own_##N *)from  \
                                      : *(const volatile any_##N *)from; \
     }                                                                   \
     for (int i = 0; i < 4; i++) {                                       \
-        void *to = dst + i * N;                                         \
+        void *to = dst + i * (N);                                       \
         if (chooser == SOURCE) {                                        \
             *(volatile any_##N *)to = value[i];                         \
         }                                                               \

@@ -31,10 +31,11 @@ wide_is_there(void)
     return __builtin_cpu_supports("avx2") != 0;
 }
 
-void
+WIDE void
 wide_settle(void)
 {
     _mm_sfence();
+    _mm256_zeroupper(); /* a copy that is cut short leaves them dirty */
 }
 
 static inline bool

@@ -314,8 +314,8 @@ accessor_read_bytes_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs
 enum direction { INTO_BUFFER, INTO_MEMORY };
 
 static Py_ssize_t
-accessor_copy(memory_object *self, uint64_t offset, const Py_buffer *view,
-              enum direction direction, bool exact)
+accessor_copy(memory_object *self, uint64_t offset, PyObject *buf,
+              const Py_buffer *view, enum direction direction, bool exact)
 {
     size_t count = (size_t)view->len;
     if (!exact && offset < self->span.size) {
@@ -330,9 +330,8 @@ accessor_copy(memory_object *self, uint64_t offset, const Py_buffer *view,
         accessor_out_of_range(self, stay, offset, count);
         return -1;
     }
-    int failed = direction == INTO_BUFFER
-                     ? span_read(&self->span, offset, view->buf, count)
-                     : span_write(&self->span, offset, view->buf, count);
+    int failed =
+        memory_copy(&self->span, offset, buf, view, count, direction == INTO_MEMORY);
     memory_leave(self, stay);
     return failed ? -1 : (Py_ssize_t)count;
 }
@@ -348,7 +347,8 @@ accessor_copy_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
         || args_buffer(args[0], "buf", &view, direction == INTO_BUFFER) < 0) {
         return NULL;
     }
-    Py_ssize_t count = accessor_copy(memory_of(op), offset, &view, direction, exact);
+    Py_ssize_t count =
+        accessor_copy(memory_of(op), offset, args[0], &view, direction, exact);
     PyBuffer_Release(&view);
     if (count < 0) {
         return NULL;

@@ -21,11 +21,13 @@ int
 buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
 {
     Py_buffer view;
-    if (span_take_signal(state) < 0 || args_buffer(exporter, "obj", &view, true) < 0) {
+    if (args_buffer(exporter, "obj", &view, true) < 0) {
         return -1;
     }
-    buffer_owner_object *self =
-        PyObject_GC_New(buffer_owner_object, state->buffer_owner_type);
+    buffer_owner_object *self = NULL;
+    if (span_take_signal(state) == 0) {
+        self = PyObject_GC_New(buffer_owner_object, state->buffer_owner_type);
+    }
     if (self == NULL) {
         PyBuffer_Release(&view);
         return -1;
@@ -41,11 +43,25 @@ buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
     return 0;
 }
 
+/* Before 3.12.7 the garbage collector clears a memoryview even while somebody has its
+ * buffer, and releasing that buffer then crashes (CPython's gh-77894). An exporter that
+ * we do not show looks held from outside, and a cycle through it lives on. The same
+ * goes for the object by which 3.12 stands in for a class with __buffer__. */
+static bool
+buffer_owner_shows(PyObject *exporter)
+{
+    return Py_Version >= 0x030C0700 || PyByteArray_Check(exporter)
+           || !(PyMemoryView_Check(exporter) || Py_Version >= 0x030C0000);
+}
+
 static int
 buffer_owner_traverse(PyObject *op, visitproc visit, void *arg)
 {
+    PyObject *exporter = ((buffer_owner_object *)op)->view.obj;
     Py_VISIT(Py_TYPE(op));
-    Py_VISIT(((buffer_owner_object *)op)->view.obj);
+    if (exporter != NULL && buffer_owner_shows(exporter)) {
+        Py_VISIT(exporter);
+    }
     return 0;
 }
 

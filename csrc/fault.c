@@ -1,17 +1,17 @@
 /* The guard of memory that can fault. See fault.h.
  *
  * The signal handler is the process's: what is static here serves it alone. It may
- * run at any instruction, on any thread, on an alternate stack, and does nothing
- * that is not async-signal-safe. A signal is ours in three cases:
+ * run at any instruction, on any thread, on an alternate stack, below the handler of
+ * somebody else who passes the signal on to us, and does nothing that is not
+ * async-signal-safe. A signal is ours in three cases:
  *
  *  - its instruction is in the table: go on at the landing of that entry;
  *  - its address lies in what the thread's guard covers: jump back to the guard;
- *  - it has no address, because another handler raised it again (faulthandler, where
- *    it was enabled after us), and the thread is inside a guarded access: return,
- *    and the access faults once more, with an address. (Unless it is we who passed it
- *    to that handler.)
+ *  - this thread raised it, inside a guarded access: so a handler raised it again
+ *    (faulthandler, where it was enabled after us). Return, and the access faults
+ *    once more, with an address. (Unless it is we who passed it to that handler.)
  *
- * Any other ends as it would have ended without us.
+ * Any other goes to who had SIGBUS before, and ends as it would have ended without us.
  */
 #define _GNU_SOURCE
 #include "fault.h"
@@ -24,14 +24,26 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
+#include <unistd.h>
+
+/* What of the processor's state the handler looks at or changes. */
+#if defined(__x86_64__)
+# define PC(context)       ((context)->uc_mcontext.gregs[REG_RIP])
+# define SP(context)       ((uintptr_t)(context)->uc_mcontext.gregs[REG_RSP])
+# define IS_WRITE(context) (((context)->uc_mcontext.gregs[REG_ERR] & 2) != 0)
+#elif defined(__aarch64__)
+# define PC(context) ((context)->uc_mcontext.pc)
+# define SP(context) ((uintptr_t)(context)->uc_mcontext.sp)
+#endif
 
 /* A copy or fill under way, on the stack of the thread that makes it. */
 struct guard {
     const char *src, *dst; /* NULL where that side is not guest memory */
     size_t count;
     const char *volatile at; /* where it faulted */
+    volatile bool writing;   /* and whether it did so in a store */
     sigjmp_buf env;
 };
 
@@ -43,21 +55,25 @@ struct guard {
 # define TLS _Thread_local
 #endif
 
+#if defined(PC)
 static const struct guard one_access; /* armed while a scalar is accessed */
+#endif
 static TLS const struct guard *volatile armed;
-static TLS volatile sig_atomic_t passing_on;
 
 /* --- Who had SIGBUS before --------------------------------------------------------- */
 
-/* Every action that we ever found. None is freed, because the handler may be reading
- * it; the same one is not kept twice. */
+/* Who had it when we took it, and whom that one passes it on to, as far as we know:
+ * who had it when we took it the time before. Records are never freed, because the
+ * handler may be reading them; the same one is not made twice. */
 struct earlier {
     struct sigaction action;
-    struct earlier *next;
+    const struct earlier *older;
+    struct earlier *next; /* of all there are */
 };
 
+static const struct earlier by_default = {.action = {.sa_handler = SIG_DFL}};
 static struct earlier *_Atomic all_earlier;
-static const struct earlier *_Atomic earlier; /* the one to pass signals on to */
+static const struct earlier *_Atomic earlier;
 
 static void on_bus_error(int signum, siginfo_t *info, void *context);
 
@@ -67,27 +83,40 @@ is_ours(const struct sigaction *action)
     return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_bus_error;
 }
 
+/* The kernel knows 64 signals; the rest of a sigset_t is whatever was on the stack. */
 static bool
 same_action(const struct sigaction *a, const struct sigaction *b)
 {
+    for (int signum = 1; signum <= 64; signum++) {
+        if (sigismember(&a->sa_mask, signum) != sigismember(&b->sa_mask, signum)) {
+            return false;
+        }
+    }
     return a->sa_flags == b->sa_flags
            && (a->sa_flags & SA_SIGINFO ? a->sa_sigaction == b->sa_sigaction
-                                        : a->sa_handler == b->sa_handler)
-           && memcmp(&a->sa_mask, &b->sa_mask, sizeof(a->sa_mask)) == 0;
+                                        : a->sa_handler == b->sa_handler);
 }
 
+/* The record of an action that was found while `top` was known. */
 static const struct earlier *
-keep_earlier(const struct sigaction *action)
+keep_earlier(const struct sigaction *action, const struct earlier *top)
 {
+    /* Who comes back is where he was: the ones after him have gone. */
+    for (const struct earlier *one = top; one != NULL; one = one->older) {
+        if (same_action(&one->action, action)) {
+            return one;
+        }
+    }
     struct earlier *first = atomic_load(&all_earlier);
     for (const struct earlier *one = first; one != NULL; one = one->next) {
-        if (same_action(&one->action, action)) {
+        if (one->older == top && same_action(&one->action, action)) {
             return one;
         }
     }
     struct earlier *one = malloc(sizeof(*one));
     if (one != NULL) {
         one->action = *action;
+        one->older = top;
         do {
             one->next = first;
         } while (!atomic_compare_exchange_weak(&all_earlier, &first, one));
@@ -98,78 +127,155 @@ keep_earlier(const struct sigaction *action)
 int
 fault_claim(void)
 {
-    struct sigaction found, ours = {.sa_sigaction = on_bus_error};
-    if (sigaction(SIGBUS, NULL, &found) < 0) {
-        return errno;
-    }
-    /* Known before the handler can need it; and once more where another thread has
-     * installed something between the look and the change. */
-    while (!is_ours(&found)) {
-        const struct earlier *one = keep_earlier(&found);
-        if (one == NULL) {
+    for (;;) {
+        const struct earlier *top = atomic_load(&earlier), *one;
+        struct sigaction found, replaced, ours = {.sa_sigaction = on_bus_error};
+        if (sigaction(SIGBUS, NULL, &found) < 0) {
+            return errno;
+        }
+        if (is_ours(&found)) {
+            return 0;
+        }
+        if ((one = keep_earlier(&found, top)) == NULL) {
             return ENOMEM;
         }
-        atomic_store(&earlier, one);
-        /* SA_NODEFER: siglongjmp restores no mask, and a second fault must arrive. */
+        /* Known before the handler can need it; once more where another thread has
+         * claimed it since we looked. */
+        if (!atomic_compare_exchange_strong(&earlier, &top, one)) {
+            continue;
+        }
+        /* SA_NODEFER: a fault while it is blocked would end the process. */
         ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        if (found.sa_flags & SA_RESTART || found.sa_handler == SIG_IGN) {
+        bool ignored = !(found.sa_flags & SA_SIGINFO) && found.sa_handler == SIG_IGN;
+        if (found.sa_flags & SA_RESTART || ignored) {
             ours.sa_flags |= SA_RESTART; /* system calls are interrupted as before */
         }
-        struct sigaction replaced;
         if (sigaction(SIGBUS, &ours, &replaced) < 0) {
             return errno;
         }
         if (is_ours(&replaced) || same_action(&replaced, &found)) {
-            break;
-        }
-        found = replaced;
+            return 0;
+        } /* else somebody came in between, and is to be kept, too */
+        sigaction(SIGBUS, &replaced, NULL);
     }
-    return 0;
 }
 
+/* What this thread passes on right now. A handler may leave by a jump, which tells us
+ * nothing: so what is here counts only where it can be seen to go on. */
+static TLS struct {
+    const struct earlier *volatile to;
+    volatile uintptr_t frame;
+    /* The last fault that was passed on, and how often it came back at once. */
+    volatile uintptr_t pc, at;
+    volatile unsigned again;
+} passing;
+
+/* Put into a siginfo_t that is passed on, where the kernel has 0: so one that comes
+ * back to us, from a handler that calls its predecessor, is known from a new one. */
+#define PASSED_ON 0x6775
+
+/* A handler that returns and changes nothing would fault for ever: faulthandler, once
+ * it has been disabled. One that mends the page is never asked so often in a row. */
+#define AGAIN_AT_MOST 1000
+
+static bool
+is_passed_on(const siginfo_t *info, const void *context)
+{
+    if (passing.to == NULL || info->si_errno == PASSED_ON) {
+        return passing.to != NULL;
+    }
+#if defined(SP)
+    /* Interrupted below our own frame: in the handler that we called. */
+    uintptr_t sp = SP((const ucontext_t *)context);
+    return sp < passing.frame && passing.frame - sp < (uintptr_t)1 << 20;
+#else
+    (void)context;
+    return true;
+#endif
+}
+
+static bool
+is_fault(const siginfo_t *info)
+{
+    /* BUS_MCEERR_AO is about some page, not about what this thread does. */
+    return info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
+}
+
+/* The same signal once more, to the default action: it ends the process. */
 static void
-end_by_default(int signum, const siginfo_t *info)
+end_by_default(int signum, siginfo_t *info)
 {
     struct sigaction action = {.sa_handler = SIG_DFL};
+    sigset_t mask;
+    sigemptyset(&mask);
+    sigaddset(&mask, signum);
     sigaction(signum, &action, NULL);
-    if (info->si_code <= 0) {
-        raise(signum);
-    } /* else the access faults again */
+    pthread_sigmask(SIG_UNBLOCK, &mask, NULL);
+    syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signum, info);
+    raise(signum); /* where a filter forbids that */
 }
 
 static void
-call_earlier(const struct sigaction *action, int signum, siginfo_t *info, void *context)
+call_earlier(const struct earlier *to, int signum, siginfo_t *info, void *context)
 {
+    const struct sigaction *action = &to->action;
+    const struct earlier *outer = passing.to;
     sigset_t mask = action->sa_mask, before;
     if (!(action->sa_flags & SA_NODEFER)) {
         sigaddset(&mask, signum);
     }
     pthread_sigmask(SIG_BLOCK, &mask, &before);
-    passing_on = 1;
+    int was = info->si_errno;
+    info->si_errno = PASSED_ON;
+    passing.to = to;
+    passing.frame = (uintptr_t)__builtin_frame_address(0);
     if (action->sa_flags & SA_SIGINFO) {
         action->sa_sigaction(signum, info, context);
     }
     else {
         action->sa_handler(signum);
     }
-    passing_on = 0;
+    passing.to = outer;
+    info->si_errno = was;
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+/* Whether this fault was passed on so often that nobody can be mending it. */
+static bool
+is_hopeless(const siginfo_t *info, const ucontext_t *context)
+{
+    uintptr_t at = (uintptr_t)info->si_addr, pc = 0;
+#if defined(PC)
+    pc = (uintptr_t)PC(context);
+#else
+    (void)context;
+#endif
+    passing.again = passing.at == at && passing.pc == pc ? passing.again + 1 : 0;
+    passing.at = at;
+    passing.pc = pc;
+    return passing.again >= AGAIN_AT_MOST;
 }
 
 static void
 pass_on(int signum, siginfo_t *info, void *context)
 {
-    const struct sigaction *action = &atomic_load(&earlier)->action;
-    /* The one whom we passed it to raises it again, to have it passed on: that was
-     * enabled after us, and we came back later. This is the end of the chain. */
-    if (passing_on && info->si_code <= 0) {
+    bool again = is_passed_on(info, context);
+    const struct earlier *to = again ? passing.to->older : atomic_load(&earlier);
+    if (to == NULL || (!again && is_fault(info) && is_hopeless(info, context))) {
         end_by_default(signum, info);
+        return;
     }
-    else if (action->sa_flags & SA_SIGINFO
-             || (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN)) {
-        call_earlier(action, signum, info, context);
+    const struct sigaction *action = &to->action;
+    if (action->sa_flags & SA_SIGINFO
+        || (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN)) {
+        if ((unsigned)action->sa_flags
+            & (unsigned)SA_RESETHAND) { /* it is asked once only */
+            const struct earlier *top = to;
+            atomic_compare_exchange_strong(&earlier, &top, &by_default);
+        }
+        call_earlier(to, signum, info, context);
     }
-    else if (action->sa_handler == SIG_DFL || info->si_code > 0) {
+    else if (action->sa_handler == SIG_DFL || is_fault(info)) {
         end_by_default(signum, info); /* a fault cannot be ignored */
     }
 }
@@ -177,27 +283,25 @@ pass_on(int signum, siginfo_t *info, void *context)
 /* --- Scalars: one instruction, and the table --------------------------------------- */
 
 #if defined(__x86_64__)
-# define LOAD_1      "movzbl (%[at]), %k[value]"
-# define LOAD_2      "movzwl (%[at]), %k[value]"
-# define LOAD_4      "movl (%[at]), %k[value]"
-# define LOAD_8      "movq (%[at]), %[value]"
-# define STORE_1     "movb %b[value], (%[at])"
-# define STORE_2     "movw %w[value], (%[at])"
-# define STORE_4     "movl %k[value], (%[at])"
-# define STORE_8     "movq %[value], (%[at])"
-# define LANDING     "movq %[at], %[faulted]\n\tjmp 2b"
-# define PC(context) ((context)->uc_mcontext.gregs[REG_RIP])
+# define LOAD_1  "movzbl (%[at]), %k[value]"
+# define LOAD_2  "movzwl (%[at]), %k[value]"
+# define LOAD_4  "movl (%[at]), %k[value]"
+# define LOAD_8  "movq (%[at]), %[value]"
+# define STORE_1 "movb %b[value], (%[at])"
+# define STORE_2 "movw %w[value], (%[at])"
+# define STORE_4 "movl %k[value], (%[at])"
+# define STORE_8 "movq %[value], (%[at])"
+# define LANDING "movq %[at], %[faulted]\n\tjmp 2b"
 #elif defined(__aarch64__)
-# define LOAD_1      "ldrb %w[value], [%[at]]"
-# define LOAD_2      "ldrh %w[value], [%[at]]"
-# define LOAD_4      "ldr %w[value], [%[at]]"
-# define LOAD_8      "ldr %x[value], [%[at]]"
-# define STORE_1     "strb %w[value], [%[at]]"
-# define STORE_2     "strh %w[value], [%[at]]"
-# define STORE_4     "str %w[value], [%[at]]"
-# define STORE_8     "str %x[value], [%[at]]"
-# define LANDING     "mov %x[faulted], %x[at]\n\tb 2b"
-# define PC(context) ((context)->uc_mcontext.pc)
+# define LOAD_1  "ldrb %w[value], [%[at]]"
+# define LOAD_2  "ldrh %w[value], [%[at]]"
+# define LOAD_4  "ldr %w[value], [%[at]]"
+# define LOAD_8  "ldr %x[value], [%[at]]"
+# define STORE_1 "strb %w[value], [%[at]]"
+# define STORE_2 "strh %w[value], [%[at]]"
+# define STORE_4 "str %w[value], [%[at]]"
+# define STORE_8 "str %x[value], [%[at]]"
+# define LANDING "mov %x[faulted], %x[at]\n\tb 2b"
 #endif
 
 #if defined(PC)
@@ -368,19 +472,21 @@ run(const struct job *job)
     }
 }
 
-/* What the guard of a job that faulted knows. Where both sides are guest memory and
- * have the byte in common, the source was first: it is loaded before it is stored. */
+/* Where the job faulted: the first byte that does. A copy that goes down comes to the
+ * end of what is missing first, and what lies before it is looked for. (That brings
+ * in pages, as the copy would have done.) */
 static struct fault
 explain(const struct job *job, const struct guard *guard)
 {
-    struct fault fault = {guard->at, !covers(guard->src, guard->count, guard->at)};
+    struct fault fault = {guard->at, guard->writing};
     bool down =
         job->src != NULL && (uintptr_t)job->dst - (uintptr_t)job->src < job->count;
-    if (down) { /* it comes to the end of what is missing first */
-        const char *start = fault.writing ? guard->dst : guard->src;
-        fault.at = start
-                   + os_map_first_fault((char *)(uintptr_t)start,
-                                        (size_t)(guard->at - start), fault.writing);
+    const char *start = fault.writing ? guard->dst : guard->src;
+    size_t first;
+    if (down
+        && os_map_first_fault((char *)(uintptr_t)start, (size_t)(fault.at - start),
+                              fault.writing, &first)) {
+        fault.at = start + first;
     }
     return fault;
 }
@@ -436,27 +542,61 @@ fault_fill(char *guest, unsigned char byte, size_t count)
 
 /* --- The handler ------------------------------------------------------------------- */
 
+/* Whether a store faulted; where the processor does not say, fallback. */
+static bool
+was_writing(const ucontext_t *context, bool fallback)
+{
+#if defined(IS_WRITE)
+    (void)fallback;
+    return IS_WRITE(context);
+#elif defined(__aarch64__)
+    /* Records follow each other up to one of size 0. */
+    const char *at = (const char *)context->uc_mcontext.__reserved;
+    const char *end = at + sizeof(context->uc_mcontext.__reserved);
+    while (at + sizeof(struct esr_context) <= end) {
+        const struct esr_context *record = (const void *)at;
+        if (record->head.magic == ESR_MAGIC) {
+            return (record->esr >> 6 & 1) != 0; /* WnR */
+        }
+        if (record->head.size == 0) {
+            break;
+        }
+        at += record->head.size;
+    }
+    return fallback;
+#else
+    (void)context;
+    return fallback;
+#endif
+}
+
 static void
 on_bus_error(int signum, siginfo_t *info, void *context)
 {
     int saved_errno = errno;
     const struct guard *guard = armed;
-    if (guard != NULL && info->si_code <= 0 && !passing_on) {
+    if (guard != NULL && info->si_code == SI_TKILL && info->si_pid == getpid()
+        && !is_passed_on(info, context)) {
+        errno = saved_errno;
         return;
     }
-    /* BUS_MCEERR_AO is about some page, not about what this thread does. */
-    if (guard != NULL && info->si_code != BUS_MCEERR_AO) {
+    if (guard != NULL && is_fault(info)) {
 #if defined(PC)
         if (guard == &one_access && land(context)) {
             return;
         }
 #endif
         const char *at = info->si_addr;
-        if (covers(guard->src, guard->count, at)
-            || covers(guard->dst, guard->count, at)) {
+        bool reads = covers(guard->src, guard->count, at);
+        bool writes = covers(guard->dst, guard->count, at);
+        if (reads || writes) {
             struct guard *hit = (struct guard *)(uintptr_t)guard;
             hit->at = at;
+            hit->writing = writes && (!reads || was_writing(context, false));
             armed = NULL;
+            passing.again = 0;
+            /* We may be below a handler that blocks signals, and do not return. */
+            pthread_sigmask(SIG_SETMASK, &((ucontext_t *)context)->uc_sigmask, NULL);
             siglongjmp(hit->env, 1);
         }
     }

@@ -61,9 +61,6 @@ mapping_create(module_state *state, bool anonymous, int fd, uint64_t offset,
 {
     struct os_mapping mapped;
     int err, dump_err = 0;
-    if (!anonymous && span_take_signal(state) < 0) {
-        return NULL;
-    }
     Py_BEGIN_ALLOW_THREADS
     err = anonymous ? os_map_anonymous(size, &mapped)
                     : os_map_fd(fd, (int64_t)offset, size, &mapped);
@@ -73,6 +70,10 @@ mapping_create(module_state *state, bool anonymous, int fd, uint64_t offset,
     Py_END_ALLOW_THREADS
     if (err != 0) {
         return errors_system_call(state, err, "mmap");
+    }
+    if (mapped.can_fault && span_take_signal(state) < 0) {
+        pages_unmap_or_report(&mapped);
+        return NULL;
     }
     PyObject *self = mapping_from_pages(state, &mapped);
     if (self != NULL && dump_err != 0 && mapping_warn_of_dumps(state, dump_err) < 0) {

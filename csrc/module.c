@@ -106,6 +106,7 @@ static PyModuleDef native_module = {
     .m_free = native_free,
 };
 
+/* Python looks for it. NOLINTNEXTLINE(misc-use-internal-linkage) */
 PyMODINIT_FUNC PyInit__native(void);
 
 PyMODINIT_FUNC

@@ -66,10 +66,8 @@ os_map_remove(char *addr, size_t length)
 static bool
 faults(char *addr, size_t length, int advice)
 {
-    /* EFAULT: a touch would be SIGBUS. EHWPOISON: a poisoned page. EINVAL: a kernel
-     * that cannot tell. */
-    return madvise(addr, length, advice) < 0
-           && (errno == EFAULT || errno == EHWPOISON || errno == EINVAL);
+    /* EFAULT: a touch would be SIGBUS. EHWPOISON: a poisoned page. */
+    return madvise(addr, length, advice) < 0 && (errno == EFAULT || errno == EHWPOISON);
 }
 
 /* Looking at a page brings it in, so only as much as must be is looked at: step by
@@ -94,23 +92,28 @@ first_fault(char *first, size_t length, size_t page, int advice)
     return first + good * page;
 }
 
-size_t
-os_map_first_fault(char *addr, size_t length, bool to_write)
+bool
+os_map_first_fault(char *addr, size_t length, bool to_write, size_t *found)
 {
     int advice = to_write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ;
     size_t page = os_map_page_size();
     char *end = addr + length;
     char *at = addr - (uintptr_t)addr % page;
+    if (at < end && madvise(at, page, advice) < 0 && errno == EINVAL) {
+        return false;
+    }
     while (at < end) {
         size_t left = ((size_t)(end - at) + page - 1) / page * page;
         size_t step = left < FAULT_STEP ? left : FAULT_STEP;
         if (faults(at, step, advice)) {
             char *fault = first_fault(at, step, page, advice);
-            return fault < addr ? 0 : (size_t)(fault - addr);
+            *found = fault < addr ? 0 : (size_t)(fault - addr);
+            return true;
         }
         at += step;
     }
-    return length;
+    *found = length;
+    return true;
 }
 
 size_t

@@ -31,10 +31,10 @@ int os_map_dont_dump(const struct os_mapping *mapping);
  * it is EINVAL; the kernel rounds a length UP to whole pages. */
 int os_map_remove(char *addr, size_t length);
 
-/* The first byte of [addr, addr + length) that cannot be brought in to be read, or
- * to be written, as an offset from addr; length where all can, 0 where the kernel
- * cannot tell (before Linux 5.14). */
-size_t os_map_first_fault(char *addr, size_t length, bool to_write);
+/* *at: the first byte of [addr, addr + length) that cannot be brought in to be read, or
+ * to be written, as an offset from addr; length where all can. False where the kernel
+ * cannot tell (before Linux 5.14, or a device's memory). */
+bool os_map_first_fault(char *addr, size_t length, bool to_write, size_t *at);
 
 size_t os_map_page_size(void);
 

@@ -30,8 +30,9 @@ const char remove_range_doc[] = PyDoc_STR(
     "InvalidRangeError where the range passes the end; also, with the\n"
     "SystemCallFailedError as its cause, where its start is not page-aligned in\n"
     "memory or the memory cannot be punched (a private or a locked mapping):\n"
-    "nothing has changed then. (Of memory that is locked in part, what comes before\n"
-    "the locked pages is gone: the kernel goes part by part.)");
+    "nothing has changed then. WriteToMemoryError where the last partial page is\n"
+    "missing: the whole pages have been freed then. (Of memory that is locked in\n"
+    "part, what comes before the locked pages is gone: the kernel goes part by part.)");
 
 PyObject *
 remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs)

@@ -83,6 +83,8 @@ PyDoc_STRVAR(
     "obj exports a writable contiguous buffer (bytearray, mmap, NumPy array,\n"
     "ctypes instance), which stays exported while the slice, a slice of it or\n"
     "a ref lives. BufferError where it is read-only or not contiguous.\n"
+    "Nobody knows whose memory it is, perhaps a file's: so its pages are taken to be\n"
+    "ones that may be missing, with what from_fd_offset() says of that and of SIGBUS.\n"
     "ctypes.resize() frees an exported buffer: do not call it on obj.");
 
 static const char *const slice_from_buffer_names[] = {"obj", NULL};
@@ -147,8 +149,7 @@ slice_copy(PyObject *op, PyObject *const *args, Py_ssize_t nargs, bool from)
     enum stay stay = memory_stay_of_copy(count);
     int failed = memory_enter(self, stay);
     if (!failed) {
-        failed = from ? span_write(&self->span, 0, view.buf, count)
-                      : span_read(&self->span, 0, view.buf, count);
+        failed = memory_copy(&self->span, 0, args[0], &view, count, from);
         memory_leave(self, stay);
     }
     PyBuffer_Release(&view);
@@ -189,7 +190,9 @@ PyDoc_STRVAR(
     "The count is the smaller of the two sizes. The two may overlap (as memmove).\n"
     "Aligned fields of up to 8 bytes of dst are not torn, and those of the source\n"
     "neither where the two addresses agree modulo 8. ClosedError once either slice\n"
-    "was released, TypeError where dst is no VolatileSlice.");
+    "was released, TypeError where dst is no VolatileSlice. Where a page is missing,\n"
+    "ReadFromMemoryError with an offset in this slice, or WriteToMemoryError with one\n"
+    "in dst.");
 
 static PyObject *
 slice_copy_to_volatile_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -211,7 +214,7 @@ slice_copy_to_volatile_slice(PyObject *op, PyObject *const *args, Py_ssize_t nar
         memory_leave(self, stay);
         return NULL;
     }
-    int failed = span_copy(&dst->span, &self->span, count);
+    int failed = span_copy(&dst->span, 0, &self->span, 0, count);
     memory_leave(dst, stay);
     memory_leave(self, stay);
     return failed ? NULL : PyLong_FromSize_t(count);

@@ -56,6 +56,23 @@ span_read(const struct span *self, size_t offset, void *host, size_t count)
 }
 
 int
+span_read_some(const struct span *self, size_t offset, void *host, size_t *count)
+{
+    const char *at = self->addr + offset;
+    struct fault fault;
+    PyThreadState *released = copy_begin(*count);
+    for (;;) {
+        fault = fault_read(host, at, *count);
+        if (fault.at == NULL || fault.at == at) {
+            break;
+        }
+        *count = (size_t)(fault.at - at);
+    }
+    copy_end(released);
+    return span_result(self, fault);
+}
+
+int
 span_write(const struct span *self, size_t offset, const void *host, size_t count)
 {
     char *at = self->addr + offset;
@@ -88,15 +105,18 @@ span_fill(const struct span *self, size_t offset, unsigned char byte, size_t cou
 }
 
 int
-span_copy(const struct span *dst, const struct span *src, size_t count)
+span_copy(const struct span *dst, size_t dst_offset, const struct span *src,
+          size_t src_offset, size_t count)
 {
+    char *to = dst->addr + dst_offset;
+    const char *from = src->addr + src_offset;
     struct fault fault = {NULL, false};
     PyThreadState *released = copy_begin(count);
     if (dst->can_fault || src->can_fault) {
-        fault = fault_copy(dst->addr, src->addr, count);
+        fault = fault_copy(to, from, count);
     }
     else {
-        access_copy(dst->addr, src->addr, count);
+        access_copy(to, from, count);
     }
     copy_end(released);
     return span_result(fault.writing ? dst : src, fault);

@@ -116,10 +116,14 @@ span_store(const struct span *self, size_t offset, size_t width, uint64_t bits)
 }
 
 int span_read(const struct span *self, size_t offset, void *host, size_t count);
+/* As much of *count as can be read; -1 only where the first byte cannot. Reads what it
+ * keeps twice where a page is missing. */
+int span_read_some(const struct span *self, size_t offset, void *host, size_t *count);
 int span_write(const struct span *self, size_t offset, const void *host, size_t count);
 int span_fill(const struct span *self, size_t offset, unsigned char byte, size_t count);
-/* The first count bytes of src to the start of dst. */
-int span_copy(const struct span *dst, const struct span *src, size_t count);
+/* From one span to another: whose page is missing, its is the offset in the error. */
+int span_copy(const struct span *dst, size_t dst_offset, const struct span *src,
+              size_t src_offset, size_t count);
 /* A new bytes object, or NULL. */
 PyObject *span_bytes(const struct span *self, size_t offset, size_t count);
 

@@ -10,14 +10,14 @@
 #include "native.h"
 
 #include "args.h"
+#include "between.h"
 #include "os_file.h"
 #include "range.h"
 #include "volatile_memory.h"
 
-
-/* The most that an object is asked for at once where that takes a buffer of this
- * size: the bytes of its read(), or ours in between. */
-#define BUFFER_AT_MOST ((size_t)1 << 20)
+/* The most that one read() of an object is asked for, which then makes a bytes
+ * object of that size. */
+#define READ_AT_MOST ((size_t)1 << 20)
 
 enum by { BY_FD, BY_READINTO, BY_READ, BY_WRITE };
 
@@ -26,7 +26,7 @@ static const char *const method_names[] = {[BY_FD] = "fileno",
                                            [BY_READ] = "read",
                                            [BY_WRITE] = "write"};
 
-/* One transfer: between count bytes at addr and a stream. The call is inside the
+/* One transfer: between count bytes at mem_offset and a stream. The call is inside the
  * memory for as long as it goes on. */
 struct transfer {
     module_state *state;
@@ -40,8 +40,7 @@ struct transfer {
     bool positioned; /* pread and pwrite, from position on */
     uint64_t position;
     PyObject *method; /* strong; NULL for an fd */
-    Py_buffer
-        between; /* a bytearray's, for one step; obj is NULL where there is none */
+    struct between between;
 };
 
 /* -1: the stream failed. err 0: no errno, and text says what happened. */
@@ -81,9 +80,11 @@ transfer_bad_address(struct transfer *self)
 {
     char *addr = self->memory->span.addr + self->mem_offset + self->done;
     size_t left = self->count - self->done, at;
+    bool known;
     Py_BEGIN_ALLOW_THREADS
-    at = os_map_first_fault(addr, left, self->reading);
+    known = os_map_first_fault(addr, left, self->reading, &at);
     Py_END_ALLOW_THREADS
+    at = known ? at : 0; /* the kernel just said that there is one */
     if (at == left) {
         return transfer_fail(self, EFAULT, NULL, NULL);
     }
@@ -212,36 +213,6 @@ transfer_call_with_view(struct transfer *self, PyObject *exporter)
     return result;
 }
 
-/* Makes the buffer in between, filled with zeros. Exported to us, it cannot be resized
- * by those who get a view of it. Each step has one of its own: they may keep it. */
-static int
-transfer_make_between(struct transfer *self, size_t size)
-{
-    PyObject *bytes =
-        PyObject_CallFunction((PyObject *)&PyByteArray_Type, "n", (Py_ssize_t)size);
-    int result =
-        bytes == NULL ? -1 : PyObject_GetBuffer(bytes, &self->between, PyBUF_WRITABLE);
-    Py_XDECREF(bytes);
-    return result;
-}
-
-/* What the method gets a view of: so many bytes of memory, or of the buffer in
- * between. */
-static PyObject *
-transfer_exporter(struct transfer *self, size_t asked)
-{
-    const struct span *span = &self->memory->span;
-    size_t at = self->mem_offset + self->done;
-    if (!span->can_fault) {
-        return slice_new(span, at, asked);
-    }
-    if (transfer_make_between(self, asked) < 0
-        || (!self->reading && span_read(span, at, self->between.buf, asked) < 0)) {
-        return NULL;
-    }
-    return Py_NewRef(self->between.obj);
-}
-
 /* What readinto() and write() return: the count that they moved of those asked for. */
 static int
 transfer_count(struct transfer *self, PyObject *result, size_t asked, size_t *moved)
@@ -271,8 +242,10 @@ static int
 transfer_step_view(struct transfer *self, size_t left, size_t *moved)
 {
     const struct span *span = &self->memory->span;
-    size_t asked = span->can_fault ? Py_MIN(left, BUFFER_AT_MOST) : left;
-    PyObject *exporter = transfer_exporter(self, asked);
+    size_t at = self->mem_offset + self->done, asked = left;
+    PyObject *exporter = span->can_fault ? between_begin(&self->between, span, at, left,
+                                                         self->reading, &asked)
+                                         : slice_new(span, at, left);
     int failed = -1;
     if (exporter != NULL) {
         PyObject *result = transfer_call_with_view(self, exporter);
@@ -280,12 +253,9 @@ transfer_step_view(struct transfer *self, size_t left, size_t *moved)
                                 : transfer_count(self, result, asked, moved);
         Py_XDECREF(result);
     }
-    if (self->between.obj != NULL) {
-        if (failed == 0 && self->reading) {
-            failed = span_write(span, self->mem_offset + self->done, self->between.buf,
-                                *moved);
-        }
-        PyBuffer_Release(&self->between);
+    if (span->can_fault) {
+        failed = between_end(&self->between, span, at, asked, *moved, self->reading,
+                             failed != 0);
     }
     return failed;
 }
@@ -294,12 +264,12 @@ transfer_step_view(struct transfer *self, size_t left, size_t *moved)
 static int
 transfer_step_read(struct transfer *self, size_t left, size_t *moved)
 {
-    size_t asked = Py_MIN(left, BUFFER_AT_MOST);
+    size_t asked = Py_MIN(left, READ_AT_MOST);
     PyObject *result = PyObject_CallFunction(self->method, "n", (Py_ssize_t)asked);
     if (result == NULL) {
         return transfer_wrap(self);
     }
-    Py_buffer view;
+    Py_buffer view = {0};
     int failed;
     if (Py_IsNone(result)) {
         failed = transfer_would_block(self);
@@ -482,7 +452,9 @@ const char transfer_read_to_memory_doc[] = PyDoc_STR(
     "ReadFromSourceError where src fails or ends early (its cause is then\n"
     "EOFError) or would block (BlockingIOError): transferred says how many bytes\n"
     "had arrived, and they stay in memory. WriteToMemoryError where a page of the\n"
-    "memory is gone. What an object raises other than OSError passes untouched.");
+    "memory is gone: the bytes before it have arrived; what an object had given\n"
+    "beyond, less than 1 MiB, is lost. What an object raises other than OSError\n"
+    "passes untouched.");
 
 PyObject *
 transfer_read_to_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
@@ -511,8 +483,8 @@ const char transfer_write_from_memory_doc[] = PyDoc_STR(
     "InvalidRangeError where the range passes the end: nothing is written then.\n"
     "WriteToDestinationError where dst fails, takes 0 bytes, or would block (its\n"
     "cause is then BlockingIOError): transferred says how many bytes it took.\n"
-    "ReadFromMemoryError where a page of the memory is gone. What an object raises\n"
-    "other than OSError passes untouched.");
+    "ReadFromMemoryError where a page of the memory is gone: the bytes before it were\n"
+    "written. What an object raises other than OSError passes untouched.");
 
 PyObject *
 transfer_write_from_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,

@@ -89,6 +89,23 @@ memory_start(memory_object *self, const struct span *span, hold *word, bool is_m
     self->is_mapping = is_mapping;
 }
 
+/* Copies count bytes between span and buf, an object whose buffer is exported to the
+ * caller as view. Where that is memory of ours, both sides are guarded, and no field
+ * of either tears where they agree modulo 8. -1 with an exception. */
+static inline int
+memory_copy(const struct span *span, size_t offset, PyObject *buf,
+            const Py_buffer *view, size_t count, bool into_memory)
+{
+    if (!Py_IS_TYPE(buf, span->state->mapping_type)
+        && !Py_IS_TYPE(buf, span->state->slice_type)) {
+        return into_memory ? span_write(span, offset, view->buf, count)
+                           : span_read(span, offset, view->buf, count);
+    }
+    const struct span *other = &memory_of(buf)->span;
+    return into_memory ? span_copy(span, offset, other, 0, count)
+                       : span_copy(other, 0, span, offset, count);
+}
+
 /* What a mapping's close() and a slice's release() do: gives the memory back if
  * nobody is inside or borrows from it. NULL with BufferError, which says who, or
  * SystemCallFailedError. Closing twice does nothing. */

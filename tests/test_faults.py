@@ -8,6 +8,7 @@ import gc
 import io
 import mmap
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -319,15 +320,104 @@ def test_objects_get_a_buffer_in_between(backing: Callable[[int], Backing]) -> N
     memory = MemoryMapping.from_fd(backing(size).fd, size)
     hoarder = Hoarder()
     memory.read_to_memory(0, hoarder, size)
-    assert [len(view) for view in hoarder.kept] == [1 << 20, 1 << 20, 5]
-    assert memory.read_bytes(0, size) == b"0" * (1 << 20) + b"1" * (1 << 20) + b"2" * 5
-    assert [bytes(view[:2]) for view in hoarder.kept] == [b"00", b"11", b"22"]
+    # What takes all gets more, up to 1 MiB at once.
+    steps = [1 << 16, 1 << 17, 1 << 18, 1 << 19, 1 << 20, (1 << 16) + 5]
+    assert [len(view) for view in hoarder.kept] == steps
+    expected = [bytes([0x30 + i]) * step for i, step in enumerate(steps)]
+    assert memory.read_bytes(0, size) == b"".join(expected)
     memory.fill(0x41)
-    assert [bytes(view[:2]) for view in hoarder.kept] == [b"00", b"11", b"22"]
+    assert [bytes(view) for view in hoarder.kept] == expected
     writer = Hoarder()
     memory.write_from_memory(0, writer, size)
-    assert [bytes(view) == b"A" * len(view) for view in writer.kept] == [True] * 3
+    assert [bytes(view) for view in writer.kept] == [b"A" * step for step in steps]
     memory.close()  # nothing of it is held
+
+
+def test_what_takes_little_is_offered_little(backing: Callable[[int], Backing]) -> None:
+    memory = MemoryMapping.from_fd(backing(1 << 18).fd, 1 << 18)
+    offered: list[int] = []
+
+    class Small(io.RawIOBase):
+        def write(self, buffer: Any) -> int:
+            offered.append(len(buffer))
+            return min(len(buffer), 1460)
+
+    memory.write_from_memory(0, Small(), 1 << 18)
+    assert max(offered[1:]) == PAGE
+
+
+@pytest.mark.parametrize("count", [1, 100, PAGE, GONE])
+def test_a_writer_gets_what_can_be_read(cut: Truncated, count: int) -> None:
+    """As a file descriptor does."""
+    cut.size(PAGES)
+    data = bytes(n % 251 for n in range(GONE))
+    cut.memory.write_all(data, 0)
+    cut.size(2)
+    writer = io.BytesIO()
+    with pytest.raises(ReadFromMemoryError) as caught:
+        cut.memory.write_from_memory(GONE - count, writer, count + PAGE)
+    assert caught.value.offset == GONE
+    assert writer.getvalue() == data[GONE - count :]
+
+
+@pytest.mark.parametrize("other_is_cut", [True, False])
+def test_other_memory_as_the_buffer(cut: Truncated, *, other_is_cut: bool) -> None:
+    """Both sides of a copy between two memories are guarded; the offset is in the one cut."""
+    whole = MemoryMapping(SIZE)
+    near, far = (whole, cut.memory) if other_is_cut else (cut.memory, whole)
+    errors = (ReadFromMemoryError, WriteToMemoryError)
+    for calls, error in (
+        ((near.write_slice, near.write_all), errors[not other_is_cut]),
+        ((near.read_slice, near.read_exact), errors[other_is_cut]),
+    ):
+        for call in calls:
+            with pytest.raises(error) as caught:
+                call(far, 0)
+            assert caught.value.offset == GONE
+    with near.get_slice(0, SIZE) as part:
+        for copy in part.copy_to, part.copy_from:
+            with pytest.raises((ReadFromMemoryError, WriteToMemoryError)) as caught:
+                copy(far)
+            assert caught.value.offset == GONE
+    cut.size(PAGES)
+    assert near.write_slice(far, 0) == near.read_slice(far, 0) == SIZE
+
+
+def test_a_copy_knows_whether_it_read_or_wrote(tmp_path: Path) -> None:
+    """Of a hole that can be read, and not written because the file system is full."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    image = tmp_path / "image"
+    where = tmp_path / "full"
+    where.mkdir()
+    with image.open("wb") as file:
+        file.truncate(8 << 20)
+    if shutil.which("mkfs.ext4") is None:
+        pytest.skip("needs mkfs.ext4 (e2fsprogs)")
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    mount = ["mount", "-o", "loop", image, where]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    try:
+        with open(where / "ram", "w+b") as file:
+            file.truncate(SIZE)
+            memory = MemoryMapping.from_fd(file, SIZE)
+            memory.write_slice(b"x" * PAGE, 0)
+            os.fsync(file.fileno())
+            with open(where / "filler", "wb", buffering=0) as filler:
+                with pytest.raises(OSError, match="No space"):
+                    while True:
+                        filler.write(bytes(1 << 16))
+                os.fsync(filler.fileno())
+            assert memory.read_bytes(PAGE, PAGE) == bytes(PAGE)
+            count = SIZE - PAGE
+            with memory.get_slice(PAGE, count) as high, memory.get_slice(0, count) as low:
+                with pytest.raises(WriteToMemoryError) as caught:
+                    high.copy_to_volatile_slice(low)
+                assert caught.value.offset in range(PAGE, count, PAGE)
+            memory.close()
+    finally:
+        libc.umount2(os.fsencode(where), 2)
 
 
 @pytest.mark.parametrize("claim", [0, -1, 101, 2**70])
@@ -365,6 +455,7 @@ def test_an_object_cannot_take_the_buffer_away(backing: Callable[[int], Backing]
 
 CHILD = """
 import faulthandler, mmap, os, signal, sys, threading
+PAGE = mmap.PAGESIZE
 steps = sys.argv[1:]
 fd = os.memfd_create("file")
 
@@ -384,13 +475,13 @@ for step in steps:
     elif step == "ignore":
         signal.signal(signal.SIGBUS, signal.SIG_IGN)
     elif step == "map":
-        os.ftruncate(fd, 4 * 4096)
-        memory = MemoryMapping.from_fd(fd, 4 * 4096)
-        refs = [memory.get_ref(at, kind) for at, kind in ((8192, u64), (8191, u16))]
-        os.ftruncate(fd, 8192)
+        os.ftruncate(fd, 4 * PAGE)
+        memory = MemoryMapping.from_fd(fd, 4 * PAGE)
+        refs = [memory.get_ref(at, kind) for at, kind in ((2 * PAGE, u64), (2 * PAGE - 1, u16))]
+        os.ftruncate(fd, 2 * PAGE)
     elif step == "fault":
         for call in (refs[0].load, lambda: refs[0].store(1), refs[1].load,
-                     lambda: memory.read_bytes(0, 4 * 4096), lambda: memory.fill(1)):
+                     lambda: memory.read_bytes(0, 4 * PAGE), lambda: memory.fill(1)):
             try:
                 call()
             except GuestMemoryError as error:
@@ -419,15 +510,15 @@ for step in steps:
         signal.raise_signal(signal.SIGBUS)
         note("alive")
     else:
-        os.ftruncate(fd, 4 * 4096)
-        theirs = mmap.mmap(fd, 4 * 4096)
-        os.ftruncate(fd, 8192)
+        os.ftruncate(fd, 4 * PAGE)
+        theirs = mmap.mmap(fd, 4 * PAGE)
+        os.ftruncate(fd, 2 * PAGE)
         if step == "foreign":
-            theirs[8192]
+            theirs[2 * PAGE]
         else:  # as the host's buffer of a guarded copy
             other = os.memfd_create("other")
-            os.ftruncate(other, 8192)
-            MemoryMapping.from_fd(other, 8192).write_slice(memoryview(theirs)[8192:], 0)
+            os.ftruncate(other, 2 * PAGE)
+            MemoryMapping.from_fd(other, 2 * PAGE).write_slice(memoryview(theirs)[2 * PAGE:], 0)
 """
 FAULT = ["ReadFromMemoryError", "WriteToMemoryError", "ReadFromMemoryError"]
 FAULT += ["ReadFromMemoryError", "WriteToMemoryError"]
@@ -533,11 +624,12 @@ def test_in_a_subinterpreter(run_child: Callable[..., str]) -> None:
         import os
         from guestmem import *
         fd = os.memfd_create("file")
-        os.ftruncate(fd, 8192)
-        memory = MemoryMapping.from_fd(fd, 8192)
-        ref = memory.get_ref(4096, u64)
-        os.ftruncate(fd, 4096)
-        for call in ref.load, lambda: memory.read_bytes(0, 8192):
+        page = os.sysconf("SC_PAGESIZE")
+        os.ftruncate(fd, 2 * page)
+        memory = MemoryMapping.from_fd(fd, 2 * page)
+        ref = memory.get_ref(page, u64)
+        os.ftruncate(fd, page)
+        for call in ref.load, lambda: memory.read_bytes(0, 2 * page):
             try:
                 call()
             except ReadFromMemoryError:

@@ -8,6 +8,7 @@ import gc
 import itertools
 import mmap
 import struct
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -238,6 +239,8 @@ HOLDERS: dict[str, Callable[[VolatileSlice], object]] = {
 @pytest.mark.parametrize("holder", HOLDERS)
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_a_cycle_through_the_exporter_is_collected(exporter: str, holder: str) -> None:
+    if holder in ("slice of memoryview", "all") and sys.version_info < (3, 12, 7):
+        pytest.skip("the collector of this Python clears memoryviews that are in use (gh-77894)")
     owner = EXPORTERS[exporter]()
     owner.held = HOLDERS[holder](VolatileSlice.from_buffer(owner))
     gone = weakref.ref(owner)
@@ -283,3 +286,38 @@ def test_what_is_not_part_of_a_cycle_is_not_collected() -> None:
     del ref
     gc.collect()
     assert gone() is None
+
+
+def test_a_cycle_through_a_memoryview(run_child: Callable[..., str]) -> None:
+    """CPython before 3.12.7 clears a memoryview whose buffer is held: gh-77894."""
+    run_child(
+        """
+        import gc
+        from guestmem import VolatileSlice
+
+        class Device:
+            pass
+
+        class Exporter:
+            def __buffer__(self, flags):
+                return memoryview(self.data)
+
+        gc.disable()
+        data, device = bytearray(64), Device()
+        gc.collect(0)
+        device.view = memoryview(data)
+        device.memory = VolatileSlice.from_buffer(device.view)
+        device.me = device
+        del device, data
+        gc.collect()
+        exporter = Exporter()
+        exporter.data = bytearray(64)
+        gc.collect(0)
+        try:
+            exporter.memory = VolatileSlice.from_buffer(exporter)
+        except TypeError:
+            pass  # __buffer__ came with 3.12
+        del exporter
+        gc.collect()
+        """
+    )

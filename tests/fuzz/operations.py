@@ -20,7 +20,6 @@ from tests.fuzz.world import (
     MOST,
     PAGE,
     SCALARS,
-    TRUNCATE,
     Area,
     Finding,
     Host,
@@ -56,7 +55,7 @@ def make_of_file(w: World) -> None:
     if shared and w.choices.one_in(2):
         area = w.choices.pick(shared)
     else:
-        shrinks = TRUNCATE and w.choices.one_in(2)
+        shrinks = w.choices.one_in(2)
         area = Area(bytearray(FILE_SIZE), shrinks=shrinks, fd=w.memfd())
         (w.shrinking_fds if shrinks else w.fds).append(area.fd)
     fd: Any = area.fd
@@ -81,7 +80,7 @@ def make_of_file(w: World) -> None:
 
 
 def truncate(w: World) -> None:
-    if TRUNCATE and w.shrinking_fds:
+    if w.shrinking_fds:
         os.ftruncate(w.choices.pick(w.shrinking_fds), w.choices.byte() * PAGE // 8)
 
 

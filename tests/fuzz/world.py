@@ -29,11 +29,8 @@ from guestmem import GuestMemoryError, MemoryMapping, VolatileMemory, VolatileSl
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Whether files shrink below their mappings. Without a guard for bus errors that kills the process.
-TRUNCATE = False
-
-# Before, a memoryview that the garbage collector clears while somebody has its buffer is a crash of
-# CPython's own (gh-77894): so nothing is made from one.
+# Before, the garbage collector clears a memoryview while somebody has its buffer (CPython's
+# gh-77894), so a cycle through one is left to live on: here nothing is made from one.
 VIEWS_CAN_BE_CLEARED = sys.version_info >= (3, 12, 7)
 
 PAGE = os.sysconf("SC_PAGESIZE")
