@@ -25,7 +25,8 @@ ENV = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "CFLAGS", 
 
 # What the extension uses besides: it cannot fail as it is used.
 INFALLIBLE = r"""
-    Py(Bool|ByteArray|Bytes|CFunction|Complex|Float|Long|Type|Unicode)_Type | PyExc_\w+ | Py_Version
+    Py(Bool|ByteArray|Bytes|CFunction|Complex|Float|Long|MemoryView|Type|Unicode)_Type
+    | PyExc_\w+ | Py_Version
     | PyBytes_(AsString|Size) | PyBool_FromLong | PyCFunction_Get\w+ | PyDict_Next
     | PyList_(GetItem|Size) | PyTuple_(GetItem|SetItem|Size)        # a new tuple, and in range
     | PyLong_As\w+ | PyUnicode_CompareWithASCIIString               # of exact ints: no code runs
@@ -36,7 +37,7 @@ INFALLIBLE = r"""
     | PyEval_\w+ | PyModuleDef_Init | PyModule_GetState | PyOS_snprintf
     | Py_GenericAlias | Py_LeaveRecursiveCall | _Py_Dealloc | _Py_NoneStruct
     | PyMem_[GS]etAllocator                                         # of inject.c itself
-    | raise | pthread_sigmask | sigaddset            # in the handler of SIGBUS
+    | raise | pthread_sigmask | sig(add|empty)set | sigismember | syscall | getpid  # of SIGBUS
     | siglongjmp | mem(cmp|cpy|move|set)\w* | str(cmp|len)\w* | \w*snprintf\w* | strerror | sysconf
     | __\w+ | _ITM_\w+                                              # the compiler's, and errno
 """

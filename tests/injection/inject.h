@@ -65,6 +65,7 @@ int inject_munmap(void *addr, size_t length);
 #define PyObject_GetBuffer(...)     INJECT(-1, PyObject_GetBuffer, __VA_ARGS__)
 #define PyObject_Repr(...)          INJECT(NULL, PyObject_Repr, __VA_ARGS__)
 #define PyObject_Str(...)           INJECT(NULL, PyObject_Str, __VA_ARGS__)
+#define PySequence_GetSlice(...)    INJECT(NULL, PySequence_GetSlice, __VA_ARGS__)
 #define PyTuple_New(...)            INJECT(NULL, PyTuple_New, __VA_ARGS__)
 #define PyType_FromModuleAndSpec(...) \
     INJECT(NULL, PyType_FromModuleAndSpec, __VA_ARGS__)
