@@ -92,7 +92,7 @@ access_load(const char *guest, size_t width)
             return *(const volatile uint64_t *)(const void *)guest;
         }
     }
-    union access_bytes bytes;
+    union access_bytes bytes = {.u64 = 0};
     access_read(&bytes, guest, width);
     return access_bits(&bytes, width);
 }

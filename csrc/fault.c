@@ -9,7 +9,8 @@
  *  - its address lies in what the thread's guard covers: jump back to the guard;
  *  - this thread raised it, inside a guarded access: so a handler raised it again
  *    (faulthandler, where it was enabled after us). Return, and the access faults
- *    once more, with an address. (Unless it is we who passed it to that handler.)
+ *    once more, with an address; if it does not, the signal is raised after it.
+ *    (Unless it is we who passed it to that handler.)
  *
  * Any other goes to who had SIGBUS before, and ends as it would have ended without us.
  */
@@ -59,6 +60,8 @@ struct guard {
 static const struct guard one_access; /* armed while a scalar is accessed */
 #endif
 static TLS const struct guard *volatile armed;
+static TLS volatile sig_atomic_t
+    put_off; /* a signal that this thread got from itself */
 
 /* --- Who had SIGBUS before --------------------------------------------------------- */
 
@@ -212,7 +215,7 @@ end_by_default(int signum, siginfo_t *info)
     sigaction(signum, &action, NULL);
     pthread_sigmask(SIG_UNBLOCK, &mask, NULL);
     syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signum, info);
-    raise(signum); /* where a filter forbids that */
+    (void)raise(signum); /* where a filter forbids that */
 }
 
 static void
@@ -400,7 +403,7 @@ land(ucontext_t *context)
 static __attribute__((noinline)) struct fault_value
 load_by_copy(const char *guest, size_t width)
 {
-    union access_bytes bytes;
+    union access_bytes bytes = {.u64 = 0};
     struct fault fault = fault_read(&bytes, guest, width);
     return (struct fault_value){fault.at,
                                 fault.at == NULL ? access_bits(&bytes, width) : 0};
@@ -472,21 +475,48 @@ run(const struct job *job)
     }
 }
 
-/* Where the job faulted: the first byte that does. A copy that goes down comes to the
- * end of what is missing first, and what lies before it is looked for. (That brings
- * in pages, as the copy would have done.) */
+/* Whether the page of a byte is missing; false where that cannot be told. */
+static bool
+is_missing(const char *byte, bool writing)
+{
+    size_t first;
+    if (!writing) {
+        return fault_load(byte, 1).at != NULL;
+    }
+    return os_map_first_fault((char *)(uintptr_t)byte, 1, true, &first) && first == 0;
+}
+
+/* A copy that goes down comes to the end of what is missing first, at `at`: where does
+ * that begin? Page by page, because looking brings them in. */
+static const char *
+first_missing(const char *start, const char *at, bool writing)
+{
+    uintptr_t page = os_map_page_size();
+    uintptr_t good = (uintptr_t)start / page, bad = (uintptr_t)at / page;
+    if (is_missing(start, writing)) {
+        return start;
+    }
+    while (bad - good > 1) { /* the page `good` is there, the page `bad` is not */
+        uintptr_t middle = good + (bad - good) / 2;
+        if (is_missing((const char *)(middle * page), writing)) {
+            bad = middle;
+        }
+        else {
+            good = middle;
+        }
+    }
+    return bad == good ? at : (const char *)(bad * page);
+}
+
 static struct fault
 explain(const struct job *job, const struct guard *guard)
 {
     struct fault fault = {guard->at, guard->writing};
+    const char *start = fault.writing ? guard->dst : guard->src;
     bool down =
         job->src != NULL && (uintptr_t)job->dst - (uintptr_t)job->src < job->count;
-    const char *start = fault.writing ? guard->dst : guard->src;
-    size_t first;
-    if (down
-        && os_map_first_fault((char *)(uintptr_t)start, (size_t)(fault.at - start),
-                              fault.writing, &first)) {
-        fault.at = start + first;
+    if (down) {
+        fault.at = first_missing(start, fault.at, fault.writing);
     }
     return fault;
 }
@@ -509,6 +539,10 @@ guarded(const struct job *job, bool guard_src, bool guard_dst)
     run(job);
     atomic_signal_fence(memory_order_seq_cst);
     armed = NULL;
+    if (put_off) { /* no fault explained it: so it was meant */
+        put_off = 0;
+        (void)raise(SIGBUS);
+    }
     return (struct fault){NULL, false};
 }
 
@@ -570,6 +604,51 @@ was_writing(const ucontext_t *context, bool fallback)
 #endif
 }
 
+/* The start of what a fault is about, in the guarded range; NULL where it is not in it. A
+ * poisoned page comes as a whole. */
+static const char *
+hit_in(const char *range, size_t count, const siginfo_t *info)
+{
+    uintptr_t at = (uintptr_t)info->si_addr, size = 1;
+    if (info->si_code == BUS_MCEERR_AR) {
+        size = (uintptr_t)1 << info->si_addr_lsb;
+        at &= -size;
+    }
+    if (covers(range, count, (const char *)at)) {
+        return (const char *)at;
+    }
+    return covers((const char *)at, size, range) && range != NULL && count != 0 ? range
+                                                                                : NULL;
+}
+
+static _Noreturn void
+jump(struct guard *hit)
+{
+    siglongjmp(hit->env, 1);
+}
+
+/* Jumps once the handler has returned: so the kernel puts back what it has saved (the
+ * mask of signals, the rounding mode, the alternate stack), and a handler that called
+ * this one comes to its end. */
+static void
+jump_after(struct guard *hit, ucontext_t *context)
+{
+#if defined(__x86_64__)
+    greg_t *registers = context->uc_mcontext.gregs;
+    /* Past the red zone, and as a call leaves the stack. */
+    registers[REG_RSP] = ((registers[REG_RSP] - 128) & ~(greg_t)15) - 8;
+    registers[REG_RDI] = (greg_t)(uintptr_t)hit;
+    registers[REG_RIP] = (greg_t)(uintptr_t)jump;
+#elif defined(__aarch64__)
+    context->uc_mcontext.regs[0] = (uintptr_t)hit;
+    context->uc_mcontext.sp &= ~(uintptr_t)15;
+    context->uc_mcontext.pc = (uintptr_t)jump;
+#else
+    pthread_sigmask(SIG_SETMASK, &context->uc_sigmask, NULL);
+    jump(hit);
+#endif
+}
+
 static void
 on_bus_error(int signum, siginfo_t *info, void *context)
 {
@@ -577,27 +656,30 @@ on_bus_error(int signum, siginfo_t *info, void *context)
     const struct guard *guard = armed;
     if (guard != NULL && info->si_code == SI_TKILL && info->si_pid == getpid()
         && !is_passed_on(info, context)) {
+        put_off = 1;
         errno = saved_errno;
         return;
     }
     if (guard != NULL && is_fault(info)) {
 #if defined(PC)
         if (guard == &one_access && land(context)) {
+            put_off = 0;
             return;
         }
 #endif
-        const char *at = info->si_addr;
-        bool reads = covers(guard->src, guard->count, at);
-        bool writes = covers(guard->dst, guard->count, at);
-        if (reads || writes) {
+        const char *read = hit_in(guard->src, guard->count, info);
+        const char *write = hit_in(guard->dst, guard->count, info);
+        if (read != NULL || write != NULL) {
             struct guard *hit = (struct guard *)(uintptr_t)guard;
-            hit->at = at;
-            hit->writing = writes && (!reads || was_writing(context, false));
+            hit->writing =
+                write != NULL && (read == NULL || was_writing(context, false));
+            hit->at = hit->writing ? write : read;
             armed = NULL;
+            put_off = 0;
             passing.again = 0;
-            /* We may be below a handler that blocks signals, and do not return. */
-            pthread_sigmask(SIG_SETMASK, &((ucontext_t *)context)->uc_sigmask, NULL);
-            siglongjmp(hit->env, 1);
+            jump_after(hit, context);
+            errno = saved_errno;
+            return;
         }
     }
     pass_on(signum, info, context);

@@ -19,6 +19,9 @@
  * object of that size. */
 #define READ_AT_MOST ((size_t)1 << 20)
 
+/* So often a page may be gone when the kernel comes to it, and back when we look. */
+#define TRIES_AT_MOST 100
+
 enum by { BY_FD, BY_READINTO, BY_READ, BY_WRITE };
 
 static const char *const method_names[] = {[BY_FD] = "fileno",
@@ -35,6 +38,7 @@ struct transfer {
     uint64_t mem_offset;
     uint64_t count;
     size_t done;
+    unsigned tries; /* since something moved last: of a fault that was gone again */
     enum by by;
     int fd;
     bool positioned; /* pread and pwrite, from position on */
@@ -86,7 +90,10 @@ transfer_bad_address(struct transfer *self)
     Py_END_ALLOW_THREADS
     at = known ? at : 0; /* the kernel just said that there is one */
     if (at == left) {
-        return transfer_fail(self, EFAULT, NULL, NULL);
+        /* The page came back before we looked, or it is the stream's own error. */
+        return self->memory->span.can_fault && self->tries++ < TRIES_AT_MOST
+                   ? 0
+                   : transfer_fail(self, EFAULT, NULL, NULL);
     }
     struct fault fault = {addr + at, self->reading};
     return span_faulted(&self->memory->span, fault);
@@ -115,7 +122,9 @@ transfer_wrap(struct transfer *self)
     }
     PyObject *text = PyObject_Str(cause);
     const char *chars = text == NULL ? NULL : PyUnicode_AsUTF8AndSize(text, NULL);
-    if (chars == NULL && PyErr_ExceptionMatches(PyExc_MemoryError)) {
+    if (chars == NULL
+        && (PyErr_ExceptionMatches(PyExc_MemoryError)
+            || !PyErr_ExceptionMatches(PyExc_Exception))) { /* Ctrl-C */
         errors_set_cause(cause);
         Py_XDECREF(text);
         return -1;
@@ -168,6 +177,7 @@ transfer_step_fd(struct transfer *self, size_t left, size_t *moved)
         *moved = 0;
         return 0;
     case EFAULT:
+        *moved = 0;
         return transfer_bad_address(self);
     case EAGAIN:
         return transfer_would_block(self);
@@ -311,6 +321,7 @@ transfer_run(struct transfer *self)
             return -1;
         }
         self->done += moved;
+        self->tries = moved != 0 ? 0 : self->tries;
         /* Cut short, by a signal perhaps: its handler runs before the next call. */
         if (self->done < self->count && PyErr_CheckSignals() < 0) {
             return -1;

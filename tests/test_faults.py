@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import gc
 import io
 import mmap
 import os
+import platform
 import shutil
 import signal
 import struct
@@ -204,6 +206,61 @@ def test_overlapping_copies(cut: Truncated, apart: int) -> None:
             reading = isinstance(caught.value, ReadFromMemoryError)
             start = 0 if (source if reading else target) is low else apart
             assert caught.value.offset == GONE - start
+
+
+def test_a_copy_that_goes_down_brings_in_few_pages(backing: Callable[[int], Backing]) -> None:
+    """To find the first byte that is missing is no reason to fill a sparse file."""
+    size = 64 << 20
+    file = backing(size)
+    memory = MemoryMapping.from_fd(file.fd, size)
+    os.ftruncate(file.fd, size - 2 * PAGE)
+    with memory.get_slice(0, size - 64) as low, memory.get_slice(64, size - 64) as high:
+        with pytest.raises(ReadFromMemoryError) as caught:
+            low.copy_to_volatile_slice(high)
+        assert caught.value.offset == size - 2 * PAGE
+    assert file.blocks() < 100 * PAGE
+    memory.close()
+
+
+def test_the_rounding_mode_survives(cut: Truncated) -> None:
+    """A handler begins with the processor's defaults; what the thread had set is put back."""
+    libm = ctypes.CDLL("libm.so.6")
+    before = libm.fegetround()
+    upward = {"x86_64": 0x800, "aarch64": 0x400000}.get(platform.machine())
+    if upward is None:
+        pytest.skip("FE_UPWARD is not known here")
+    libm.fesetround(upward)
+    try:
+        for call in (
+            lambda: cut.memory.read_bytes(0, SIZE),
+            lambda: cut.memory.read_obj(GONE, guestmem.u64),
+        ):
+            with pytest.raises(ReadFromMemoryError):
+                call()
+            assert libm.fegetround() == upward
+    finally:
+        libm.fesetround(before)
+
+
+def test_a_page_that_comes_back_is_not_the_files_fault(backing: Callable[[int], Backing]) -> None:
+    """The kernel found it missing, and we find it there."""
+    file = backing(SIZE)
+    memory = MemoryMapping.from_fd(file.fd, SIZE)
+    zeros, stop = source(), time.monotonic() + 1
+
+    def resize() -> None:
+        while time.monotonic() < stop:
+            os.ftruncate(file.fd, GONE)
+            os.ftruncate(file.fd, SIZE)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    try:
+        while time.monotonic() < stop:
+            with contextlib.suppress(WriteToMemoryError):
+                memory.read_to_memory(GONE, zeros, PAGE)
+    finally:
+        thread.join()
 
 
 def test_large_copies_without_the_gil(backing: Callable[[int], Backing]) -> None:
