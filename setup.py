@@ -32,12 +32,19 @@ CFLAGS = [
     "-fno-strict-aliasing",  # guest memory has no type of its own
     *("-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"),  # with an older compiler, 3 is a warning
     "-fstack-protector-strong",
+    "-fno-lto",  # it tears apart what fault.c has the assembler put side by side
 ]
 if sysconfig.get_platform().endswith("x86_64"):
     CFLAGS.append("-fcf-protection")
 elif sysconfig.get_platform().endswith("aarch64"):
     CFLAGS.append("-mbranch-protection=standard")
 LDFLAGS = ["-Wl,-z,relro,-z,now"]
+
+
+def from_environment(name: str) -> list[str]:
+    """Return the environment's flags, but for LTO."""
+    flags = shlex.split(os.environ.get(name, ""))
+    return [flag for flag in flags if not flag.startswith("-flto")]
 
 
 class BuildExt(build_ext):
@@ -85,9 +92,8 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")] if LIMITED_API else [],
             py_limited_api=LIMITED_API,
             # setuptools puts the environment's flags first; here they have the last word.
-            # But for LTO, which tears apart what fault.c has the assembler put side by side.
-            extra_compile_args=[*CFLAGS, *shlex.split(os.environ.get("CFLAGS", "")), "-fno-lto"],
-            extra_link_args=LDFLAGS + shlex.split(os.environ.get("LDFLAGS", "")),
+            extra_compile_args=CFLAGS + from_environment("CFLAGS"),
+            extra_link_args=LDFLAGS + from_environment("LDFLAGS"),
         )
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if LIMITED_API else {},

@@ -181,11 +181,13 @@ def test_full_api_without_a_gil_and_on_request() -> None:
 
 
 def test_flags_of_the_environment_come_last() -> None:
-    values = read_setup(free_threaded=False, CFLAGS="-O0 -DX='a b'", LDFLAGS="-Wl,-z,lazy")
+    flags = {"CFLAGS": "-O0 -flto=auto -DX='a b'", "LDFLAGS": "-flto -Wl,-z,lazy"}
+    values = read_setup(free_threaded=False, **flags)
     assert isinstance(values["cflags"], list)
     assert isinstance(values["ldflags"], list)
     assert values["cflags"][-2:] == ["-O0", "-DX=a b"]
     assert values["ldflags"][-1] == "-Wl,-z,lazy"
+    assert not any("-flto" in flag for flag in values["cflags"] + values["ldflags"])
 
 
 def test_every_c_file_is_built_or_depended_on() -> None:
