@@ -451,7 +451,7 @@ def test_a_copy_knows_whether_it_read_or_wrote(tmp_path: Path) -> None:
     if shutil.which("mkfs.ext4") is None:
         pytest.skip("needs mkfs.ext4 (e2fsprogs)")
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    mount = ["mount", "-o", "loop", image, where]
+    mount = ["mount", "-o", "loop", str(image), str(where)]
     mounted = subprocess.run(mount, capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
