@@ -15,7 +15,30 @@
 typedef struct {
     PyObject_HEAD
     Py_buffer view;
+    bool is_shown; /* to the garbage collector */
 } buffer_owner_object;
+
+/* Before 3.12.7 the garbage collector clears a memoryview even while somebody has its
+ * buffer, and releasing that buffer then crashes (CPython's gh-77894). An exporter that
+ * we do not show looks held from outside, and a cycle through it lives on. The same
+ * goes for the object by which 3.12 stands in for a class with __buffer__. -1 with an
+ * exception. */
+static int
+buffer_owner_shows(PyObject *exporter)
+{
+    if (Py_Version >= 0x030C0700 || exporter == NULL) {
+        return 1;
+    }
+    if (PyMemoryView_Check(exporter) || Py_Version < 0x030C0000) {
+        return !PyMemoryView_Check(exporter);
+    }
+    PyObject *name = PyType_GetName(Py_TYPE(exporter));
+    int result = name == NULL
+                     ? -1
+                     : PyUnicode_CompareWithASCIIString(name, "_buffer_wrapper") != 0;
+    Py_XDECREF(name);
+    return result;
+}
 
 int
 buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
@@ -25,7 +48,8 @@ buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
         return -1;
     }
     buffer_owner_object *self = NULL;
-    if (span_take_signal(state) == 0) {
+    int is_shown = buffer_owner_shows(view.obj);
+    if (is_shown >= 0 && span_take_signal(state) == 0) {
         self = PyObject_GC_New(buffer_owner_object, state->buffer_owner_type);
     }
     if (self == NULL) {
@@ -33,6 +57,7 @@ buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
         return -1;
     }
     self->view = view;
+    self->is_shown = is_shown;
     PyObject_GC_Track((PyObject *)self);
     /* Whose memory it is nobody knows: perhaps a file's. */
     *out = (struct span){.state = state,
@@ -43,24 +68,13 @@ buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
     return 0;
 }
 
-/* Before 3.12.7 the garbage collector clears a memoryview even while somebody has its
- * buffer, and releasing that buffer then crashes (CPython's gh-77894). An exporter that
- * we do not show looks held from outside, and a cycle through it lives on. The same
- * goes for the object by which 3.12 stands in for a class with __buffer__. */
-static bool
-buffer_owner_shows(PyObject *exporter)
-{
-    return Py_Version >= 0x030C0700 || PyByteArray_Check(exporter)
-           || !(PyMemoryView_Check(exporter) || Py_Version >= 0x030C0000);
-}
-
 static int
 buffer_owner_traverse(PyObject *op, visitproc visit, void *arg)
 {
-    PyObject *exporter = ((buffer_owner_object *)op)->view.obj;
+    buffer_owner_object *self = (buffer_owner_object *)op;
     Py_VISIT(Py_TYPE(op));
-    if (exporter != NULL && buffer_owner_shows(exporter)) {
-        Py_VISIT(exporter);
+    if (self->is_shown) {
+        Py_VISIT(self->view.obj);
     }
     return 0;
 }

@@ -93,7 +93,17 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if compiler is None:
         pytest.skip("needs a C compiler")
     target = tmp_path_factory.mktemp("chain") / "chain.so"
-    command = [compiler, "-O1", "-Wall", "-Werror", "-fPIC", "-shared", "-o", str(target), str(SOURCE)]
+    command = [
+        compiler,
+        "-O1",
+        "-Wall",
+        "-Werror",
+        "-fPIC",
+        "-shared",
+        "-o",
+        str(target),
+        str(SOURCE),
+    ]
     env = {k: v for k, v in ENV.items() if k != "LD_PRELOAD"}
     subprocess.run(command, check=True, env=env)
     return target

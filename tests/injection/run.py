@@ -135,13 +135,15 @@ class Action(ctypes.Structure):
 
 
 ACTION = Action()  # the default one
+# Beforehand: where it lacks memory for it, CPython may crash.
+set_action = ctypes.CDLL(None).sigaction
 
 
 def claim() -> object:
     """Find somebody at SIGBUS who was never there before."""
     number = int.from_bytes(ACTION.mask, "little") + 2
     ACTION.mask[:] = number.to_bytes(128, "little")
-    ctypes.CDLL(None).sigaction(signal.SIGBUS, ctypes.byref(ACTION), None)
+    set_action(signal.SIGBUS, ctypes.byref(ACTION), None)
     return len(VolatileSlice.from_buffer(bytearray(8)))
 
 
