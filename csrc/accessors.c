@@ -76,29 +76,51 @@ accessor_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs
     return result;
 }
 
-/* A new slice (type NULL) or ref of [offset, offset + count). */
+/* What borrows a range: the range's bytes, and what its object is made of. */
+struct borrower {
+    enum { A_SLICE, A_REF, AN_ATOMIC_REF, AN_ARRAY_REF } kind;
+    uint64_t count;
+    PyObject *type;
+    size_t element; /* bytes of one */
+    uint64_t length;
+};
+
 static PyObject *
-accessor_borrow(memory_object *self, uint64_t offset, uint64_t count, PyObject *type)
+accessor_make_borrower(const struct span *span, uint64_t offset,
+                       const struct borrower *what)
+{
+    switch (what->kind) {
+    case A_REF:
+        return ref_new(span, offset, what->count, what->type);
+    case AN_ATOMIC_REF:
+        if ((uintptr_t)(span->addr + offset) % what->count != 0) {
+            return errors_misaligned(span->state, offset, what->count);
+        }
+        return atomic_ref_new(span, offset, what->count, what->type);
+    case AN_ARRAY_REF:
+        return array_new(span, offset, what->length, what->type, what->element);
+    default:
+        return slice_new(span, offset, what->count);
+    }
+}
+
+static PyObject *
+accessor_borrow(memory_object *self, uint64_t offset, const struct borrower *what)
 {
     uint64_t end;
     PyObject *result = NULL;
     if (memory_enter(self, SHORT) < 0) {
         return NULL;
     }
-    if (!range_end(offset, count, &end)) {
+    if (!range_end(offset, what->count, &end)) {
         memory_leave(self, SHORT);
-        return errors_address_overflow(self->span.state, offset, count);
+        return errors_address_overflow(self->span.state, offset, what->count);
     }
-    if (!range_fits(offset, count, self->span.size)) {
+    if (!range_fits(offset, what->count, self->span.size)) {
         memory_leave(self, SHORT);
         return errors_out_of_bounds(self->span.state, end, self->span.size);
     }
-    if (type == NULL) {
-        result = slice_new(&self->span, offset, count);
-    }
-    else {
-        result = ref_new(&self->span, offset, count, type);
-    }
+    result = accessor_make_borrower(&self->span, offset, what);
     memory_leave(self, SHORT);
     return result;
 }
@@ -122,7 +144,8 @@ accessor_get_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[1], "count", &count) < 0) {
         return NULL;
     }
-    return accessor_borrow(memory_of(op), offset, count, NULL);
+    struct borrower what = {.kind = A_SLICE, .count = count};
+    return accessor_borrow(memory_of(op), offset, &what);
 }
 
 PyDoc_STRVAR(accessor_get_ref_doc,
@@ -133,23 +156,94 @@ PyDoc_STRVAR(accessor_get_ref_doc,
              "errors are those of get_slice(offset, size of type). No alignment is\n"
              "needed, but only a scalar at a multiple of its size is one access.");
 
+/* The size of an object of this type; -1 with TypeError. */
+static int
+accessor_size_of(module_state *state, PyObject *kind, size_t *size)
+{
+    struct object_type type;
+    if (scalar_check(state, kind)) {
+        *size = ((scalar_object *)kind)->width;
+        return 0;
+    }
+    if (object_type_find(state, kind, &type) < 0) {
+        return -1;
+    }
+    *size = type.size;
+    return 0;
+}
+
 static PyObject *
 accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     memory_object *self = memory_of(op);
     uint64_t offset;
-    struct object_type type;
+    size_t size;
     if (args_count(nargs, 2, 2, "get_ref", "offset, type") < 0
+        || args_u64(args[0], "offset", &offset) < 0
+        || accessor_size_of(self->span.state, args[1], &size) < 0) {
+        return NULL;
+    }
+    struct borrower what = {.kind = A_REF, .count = size, .type = args[1]};
+    return accessor_borrow(self, offset, &what);
+}
+
+PyDoc_STRVAR(
+    accessor_get_atomic_ref_doc,
+    "get_atomic_ref($self, offset, type, /)\n--\n\n"
+    "Return an AtomicRef to the integer of this type at offset.\n"
+    "\n"
+    "type is a Scalar, but not f32 or f64. The errors are those of\n"
+    "get_slice(offset, type.size); MisalignedError where the integer does not\n"
+    "lie at a multiple of its size in memory.");
+
+static PyObject *
+accessor_get_atomic_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    uint64_t offset;
+    if (args_count(nargs, 2, 2, "get_atomic_ref", "offset, type") < 0
         || args_u64(args[0], "offset", &offset) < 0) {
         return NULL;
     }
-    if (scalar_check(self->span.state, args[1])) {
-        type.size = ((scalar_object *)args[1])->width;
+    const scalar_object *scalar = (scalar_object *)args[1];
+    if (!scalar_check(self->span.state, args[1])) {
+        return errors_wrong_type("type", "a Scalar of integers", args[1]);
     }
-    else if (object_type_find(self->span.state, args[1], &type) < 0) {
+    if (scalar->kind == SCALAR_FLOAT) {
+        PyErr_Format(PyExc_TypeError, "type must be a Scalar of integers, not %R",
+                     args[1]);
         return NULL;
     }
-    return accessor_borrow(self, offset, type.size, args[1]);
+    struct borrower what = {
+        .kind = AN_ATOMIC_REF, .count = scalar->width, .type = args[1]};
+    return accessor_borrow(self, offset, &what);
+}
+
+PyDoc_STRVAR(accessor_get_array_ref_doc,
+             "get_array_ref($self, offset, n, type, /)\n--\n\n"
+             "Return a VolatileArrayRef to n objects of this type from offset on.\n"
+             "\n"
+             "type is what get_ref() takes. The errors are those of\n"
+             "get_slice(offset, n * size of type); n 0 at the end is fine.");
+
+static PyObject *
+accessor_get_array_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    memory_object *self = memory_of(op);
+    struct borrower what = {.kind = AN_ARRAY_REF};
+    uint64_t offset;
+    if (args_count(nargs, 3, 3, "get_array_ref", "offset, n, type") < 0
+        || args_u64(args[0], "offset", &offset) < 0
+        || args_unsigned(args[1], "n", PY_SSIZE_T_MAX, "2**63 - 1", &what.length) < 0
+        || accessor_size_of(self->span.state, args[2], &what.element) < 0) {
+        return NULL;
+    }
+    if (__builtin_mul_overflow(what.length, what.element, &what.count)) {
+        return errors_array_overflow(self->span.state, offset, what.length,
+                                     what.element);
+    }
+    what.type = args[2];
+    return accessor_borrow(self, offset, &what);
 }
 
 /* The range is checked before the object is made (a size never changes), and the
@@ -447,6 +541,8 @@ PyMethodDef memory_methods[] = {
     {"as_ptr", FASTCALL(accessor_as_ptr), accessor_as_ptr_doc},
     {"get_slice", FASTCALL(accessor_get_slice), accessor_get_slice_doc},
     {"get_ref", FASTCALL(accessor_get_ref), accessor_get_ref_doc},
+    {"get_atomic_ref", FASTCALL(accessor_get_atomic_ref), accessor_get_atomic_ref_doc},
+    {"get_array_ref", FASTCALL(accessor_get_array_ref), accessor_get_array_ref_doc},
     {"read_obj", FASTCALL(accessor_read_obj), accessor_read_obj_doc},
     {"write_obj", KEYWORDS(accessor_write_obj), accessor_write_obj_doc},
     {"read_slice", FASTCALL(accessor_read_slice), accessor_read_slice_doc},

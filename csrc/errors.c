@@ -73,6 +73,27 @@ errors_address_overflow(module_state *state, uint64_t base, uint64_t offset)
 }
 
 PyObject *
+errors_array_overflow(module_state *state, uint64_t base, uint64_t length,
+                      uint64_t element)
+{
+    PyObject *n = PyLong_FromUnsignedLongLong(length);
+    PyObject *size = PyLong_FromUnsignedLongLong(element);
+    PyObject *bytes = n == NULL || size == NULL ? NULL : PyNumber_Multiply(n, size);
+    Py_XDECREF(n);
+    Py_XDECREF(size);
+    return bytes == NULL ? NULL
+                         : errors_raise(state->AddressOverflowError, "(KN)",
+                                        (unsigned long long)base, bytes);
+}
+
+PyObject *
+errors_misaligned(module_state *state, uint64_t offset, uint64_t alignment)
+{
+    return errors_raise(state->MisalignedError, "(KK)", (unsigned long long)offset,
+                        (unsigned long long)alignment);
+}
+
+PyObject *
 errors_invalid_offset(module_state *state, PyObject *offset)
 {
     return errors_raise(state->InvalidOffsetError, "(O)", offset);

@@ -15,6 +15,11 @@ PyObject *errors_not_removed(module_state *state, uint64_t offset, uint64_t coun
                              uint64_t size, int err);
 PyObject *errors_out_of_bounds(module_state *state, uint64_t addr, uint64_t size);
 PyObject *errors_address_overflow(module_state *state, uint64_t base, uint64_t offset);
+/* NULL: length elements of so many bytes, from base on. */
+PyObject *errors_array_overflow(module_state *state, uint64_t base, uint64_t length,
+                                uint64_t element);
+/* NULL: what is at offset is not at a multiple of alignment. */
+PyObject *errors_misaligned(module_state *state, uint64_t offset, uint64_t alignment);
 /* NULL: offset is the int that was given. */
 PyObject *errors_invalid_offset(module_state *state, PyObject *offset);
 /* NULL: offset + count does not fit off_t. */

@@ -440,7 +440,7 @@ fault_store(char *guest, uint64_t bits, size_t width)
 
 /* --- Copies and fills -------------------------------------------------------------- */
 
-enum what { READ, WRITE, COPY, FILL };
+enum what { READ, WRITE, COPY, FILL, ATOMIC };
 
 struct job {
     enum what what;
@@ -448,6 +448,8 @@ struct job {
     const char *src;
     size_t count;
     unsigned char byte;
+    struct atomic_call *call; /* and where to put what it returns */
+    uint64_t *result;
 };
 
 static bool
@@ -471,6 +473,9 @@ run(const struct job *job)
         break;
     case FILL:
         access_fill(job->dst, job->byte, job->count);
+        break;
+    case ATOMIC:
+        *job->result = access_atomic(job->dst, job->call);
         break;
     }
 }
@@ -549,29 +554,42 @@ guarded(const struct job *job, bool guard_src, bool guard_dst)
 struct fault
 fault_read(void *host, const char *guest, size_t count)
 {
-    struct job job = {READ, host, guest, count, 0};
+    struct job job = {.what = READ, .dst = host, .src = guest, .count = count};
     return guarded(&job, true, false);
 }
 
 struct fault
 fault_write(char *guest, const void *host, size_t count)
 {
-    struct job job = {WRITE, guest, host, count, 0};
+    struct job job = {.what = WRITE, .dst = guest, .src = host, .count = count};
     return guarded(&job, false, true);
 }
 
 struct fault
 fault_copy(char *dst, const char *src, size_t count)
 {
-    struct job job = {COPY, dst, src, count, 0};
+    struct job job = {.what = COPY, .dst = dst, .src = src, .count = count};
     return guarded(&job, true, true);
 }
 
 struct fault
 fault_fill(char *guest, unsigned char byte, size_t count)
 {
-    struct job job = {FILL, guest, NULL, count, byte};
+    struct job job = {.what = FILL, .dst = guest, .count = count, .byte = byte};
     return guarded(&job, false, true);
+}
+
+struct fault
+fault_atomic(char *guest, struct atomic_call *call, uint64_t *result)
+{
+    struct job job = {.what = ATOMIC,
+                      .dst = guest,
+                      .count = call->width,
+                      .call = call,
+                      .result = result};
+    struct fault fault = guarded(&job, false, true);
+    fault.writing = call->op != ATOMIC_LOAD;
+    return fault;
 }
 
 /* --- The handler ------------------------------------------------------------------- */

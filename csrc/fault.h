@@ -10,6 +10,8 @@
 #ifndef GUESTMEM_FAULT_H
 #define GUESTMEM_FAULT_H
 
+#include "access_atomic.h"
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -38,5 +40,6 @@ struct fault fault_read(void *host, const char *guest, size_t count);
 struct fault fault_write(char *guest, const void *host, size_t count);
 struct fault fault_copy(char *dst, const char *src, size_t count);
 struct fault fault_fill(char *guest, unsigned char byte, size_t count);
+struct fault fault_atomic(char *guest, struct atomic_call *call, uint64_t *result);
 
 #endif

@@ -26,7 +26,9 @@ native_exec(PyObject *module)
     if (errors_init(module, state) < 0 || scalar_init(module, state) < 0
         || volatile_memory_init(module, state) < 0 || mapping_init(module, state) < 0
         || buffer_owner_init(module, state) < 0 || slice_init(module, state) < 0
-        || ref_init(module, state) < 0 || transfer_init(module, state) < 0) {
+        || ref_init(module, state) < 0 || atomic_ref_init(module, state) < 0
+        || array_init(module, state) < 0 || order_init(module, state) < 0
+        || transfer_init(module, state) < 0) {
         return -1;
     }
     return 0;
@@ -40,12 +42,17 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->mapping_type);
     Py_VISIT(state->slice_type);
     Py_VISIT(state->ref_type);
+    Py_VISIT(state->atomic_type);
+    Py_VISIT(state->array_type);
     Py_VISIT(state->scalar_type);
     Py_VISIT(state->buffer_owner_type);
 #define ERROR_VISIT(name) Py_VISIT(state->name);
     ERROR_CLASSES(ERROR_VISIT)
 #undef ERROR_VISIT
     Py_VISIT(state->file_io);
+    for (int i = 0; i < ORDERINGS; i++) {
+        Py_VISIT(state->orderings[i]);
+    }
     return object_type_traverse(state, visit, arg);
 }
 
@@ -62,12 +69,17 @@ native_free(void *op)
     Py_CLEAR(state->mapping_type);
     Py_CLEAR(state->slice_type);
     Py_CLEAR(state->ref_type);
+    Py_CLEAR(state->atomic_type);
+    Py_CLEAR(state->array_type);
     Py_CLEAR(state->scalar_type);
     Py_CLEAR(state->buffer_owner_type);
 #define ERROR_CLEAR(name) Py_CLEAR(state->name);
     ERROR_CLASSES(ERROR_CLEAR)
 #undef ERROR_CLEAR
     Py_CLEAR(state->file_io);
+    for (int i = 0; i < ORDERINGS; i++) {
+        Py_CLEAR(state->orderings[i]);
+    }
     object_type_clear(state);
 }
 

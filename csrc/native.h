@@ -26,7 +26,10 @@
     X(ClosedError)             \
     X(OutOfBoundsError)        \
     X(AddressOverflowError)    \
+    X(MisalignedError)         \
     X(CoreDumpWarning)
+
+#define ORDERINGS 5 /* of guestmem.Ordering */
 
 typedef struct {
     PyObject *module; /* whose state this is; not a reference */
@@ -34,6 +37,8 @@ typedef struct {
     PyTypeObject *mapping_type;
     PyTypeObject *slice_type;
     PyTypeObject *ref_type;
+    PyTypeObject *atomic_type;
+    PyTypeObject *array_type;
     PyTypeObject *scalar_type;
     PyTypeObject *buffer_owner_type;
 
@@ -42,6 +47,7 @@ typedef struct {
 #undef ERROR_FIELD
 
     PyObject *file_io; /* io.FileIO */
+    PyObject *orderings[ORDERINGS];
 
     /* What ctypes and struct offer, once somebody uses them: object_type.c. */
     struct foreign_ctypes *_Atomic ctypes;
@@ -58,6 +64,9 @@ int mapping_init(PyObject *module, module_state *state);
 int buffer_owner_init(PyObject *module, module_state *state);
 int slice_init(PyObject *module, module_state *state);
 int ref_init(PyObject *module, module_state *state);
+int atomic_ref_init(PyObject *module, module_state *state);
+int array_init(PyObject *module, module_state *state);
+int order_init(PyObject *module, module_state *state);
 int scalar_init(PyObject *module, module_state *state);
 int transfer_init(PyObject *module, module_state *state);
 

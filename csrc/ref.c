@@ -13,15 +13,13 @@
 #include "native.h"
 
 #include "args.h"
-#include "object_type.h"
-#include "scalar.h"
+#include "element.h"
 #include "volatile_memory.h"
 
 typedef struct {
     PyObject_HEAD
     struct span span;
-    PyObject *type;
-    const scalar_object *scalar; /* type, where that is a Scalar; else NULL */
+    struct element element;
     PyObject *module; /* strong, where the collector tracks the ref; else NULL */
 } ref_object;
 
@@ -42,10 +40,9 @@ ref_new(const struct span *memory, size_t offset, size_t size, PyObject *type)
         return NULL;
     }
     self->span = span;
-    self->type = Py_NewRef(type);
-    self->scalar = scalar_check(span.state, type) ? (scalar_object *)type : NULL;
+    self->element = element_of(span.state, type, size);
     /* A Scalar and our own pages lead to no cycle. */
-    bool tracked = self->scalar == NULL || span.lender.buffer_owner != NULL;
+    bool tracked = self->element.scalar == NULL || span.lender.buffer_owner != NULL;
     self->module = tracked ? Py_NewRef(span.state->module) : NULL;
     if (tracked) {
         PyObject_GC_Track((PyObject *)self);
@@ -58,7 +55,7 @@ ref_traverse(PyObject *op, visitproc visit, void *arg)
 {
     ref_object *self = ref_of(op);
     Py_VISIT(Py_TYPE(op));
-    Py_VISIT(self->type);
+    Py_VISIT(self->element.type);
     Py_VISIT(self->span.lender.buffer_owner);
     Py_VISIT(self->module);
     return 0;
@@ -74,7 +71,7 @@ ref_dealloc(PyObject *op)
         PyObject_GC_UnTrack(op);
     }
     lender_give_back(&self->span.lender, BORROW_REF);
-    Py_DECREF(self->type);
+    Py_DECREF(self->element.type);
     PyObject_GC_Del(op);
     Py_DECREF(type);
     Py_XDECREF(module);
@@ -83,35 +80,12 @@ ref_dealloc(PyObject *op)
 static PyObject *
 ref_repr(PyObject *op)
 {
-    /* Not the repr of a foreign type: that of a Struct shows an address. */
-    PyObject *type = ref_of(op)->type;
-    if (ref_of(op)->scalar != NULL) {
-        return PyUnicode_FromFormat("<guestmem.VolatileRef type=%R>", type);
-    }
-    PyObject *name =
-        PyType_GetName(PyType_Check(type) ? (PyTypeObject *)type : Py_TYPE(type));
+    PyObject *name = element_name(&ref_of(op)->element);
     PyObject *result =
         name == NULL ? NULL
                      : PyUnicode_FromFormat("<guestmem.VolatileRef type=%U>", name);
     Py_XDECREF(name);
     return result;
-}
-
-/* Looks the type up again: a Struct may have been initialised again, a ctypes
- * class may have got its fields since the range was checked. */
-static int
-ref_find_type(ref_object *self, struct object_type *type)
-{
-    if (object_type_find(self->span.state, self->type, type) < 0) {
-        return -1;
-    }
-    if (type->size != self->span.size) {
-        PyErr_Format(PyExc_TypeError,
-                     "the ref's type has %zu bytes now, and had %zu when it was made",
-                     type->size, self->span.size);
-        return -1;
-    }
-    return 0;
 }
 
 PyDoc_STRVAR(ref_load_doc,
@@ -125,30 +99,10 @@ PyDoc_STRVAR(ref_load_doc,
 static PyObject *
 ref_load(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
-    ref_object *self = ref_of(op);
-    struct object_type type;
-    uint64_t bits;
-    if (args_count(nargs, 0, 0, "load", "") < 0) {
-        return NULL;
-    }
-    if (self->scalar != NULL) {
-        return span_load(&self->span, 0, self->scalar->width, &bits) < 0
-                   ? NULL
-                   : scalar_to_object(self->scalar, bits);
-    }
-    if (ref_find_type(self, &type) < 0) {
-        return NULL;
-    }
-    char *bytes;
-    PyObject *holder = object_type_begin_load(self->span.state, &type, &bytes);
-    if (holder == NULL) {
-        return NULL;
-    }
-    if (span_read(&self->span, 0, bytes, self->span.size) < 0) {
-        Py_DECREF(holder);
-        return NULL;
-    }
-    return object_type_end_load(self->span.state, &type, holder);
+    const ref_object *self = ref_of(op);
+    return args_count(nargs, 0, 0, "load", "") < 0
+               ? NULL
+               : element_load(&self->element, &self->span, 0);
 }
 
 PyDoc_STRVAR(ref_store_doc,
@@ -161,35 +115,12 @@ PyDoc_STRVAR(ref_store_doc,
 static PyObject *
 ref_store(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    ref_object *self = ref_of(op);
-    struct object_type type;
-    uint64_t bits;
-    if (args_count(nargs, 1, 1, "store", "val") < 0) {
+    const ref_object *self = ref_of(op);
+    if (args_count(nargs, 1, 1, "store", "val") < 0
+        || element_store(&self->element, &self->span, 0, args[0]) < 0) {
         return NULL;
     }
-    if (self->scalar != NULL) {
-        if (scalar_from_object(self->scalar, args[0], &bits) < 0
-            || span_store(&self->span, 0, self->scalar->width, bits) < 0) {
-            return NULL;
-        }
-        Py_RETURN_NONE;
-    }
-    if (ref_find_type(self, &type) < 0) {
-        return NULL;
-    }
-    PyObject *bytes = object_type_store(self->span.state, &type, args[0]);
-    if (bytes == NULL) {
-        return NULL;
-    }
-    /* What made the bytes may have run Python code that changed the type. */
-    if ((size_t)PyBytes_Size(bytes) != self->span.size) {
-        PyErr_SetString(PyExc_TypeError, "the ref's type changed its size meanwhile");
-        Py_DECREF(bytes);
-        return NULL;
-    }
-    int failed = span_write(&self->span, 0, PyBytes_AsString(bytes), self->span.size);
-    Py_DECREF(bytes);
-    return failed ? NULL : Py_NewRef(Py_None);
+    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(ref_to_slice_doc, "to_slice($self, /)\n--\n\n"
@@ -232,7 +163,7 @@ ref_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
 static PyObject *
 ref_get_type(PyObject *op, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(ref_of(op)->type);
+    return Py_NewRef(ref_of(op)->element.type);
 }
 
 static PyObject *

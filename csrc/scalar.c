@@ -7,6 +7,7 @@
  */
 #include "native.h"
 
+#include "access_atomic.h"
 #include "scalar.h"
 
 #include <float.h>
@@ -53,13 +54,6 @@ scalar_of(PyObject *op)
     return (scalar_object *)op;
 }
 
-/* The bytes of a value of this width the other way round. */
-static uint64_t
-scalar_swap(uint64_t bits, size_t width)
-{
-    return __builtin_bswap64(bits) >> (64 - 8 * width);
-}
-
 static PyObject *
 scalar_float_to_object(uint64_t bits, size_t width)
 {
@@ -80,7 +74,7 @@ PyObject *
 scalar_to_object_slow(const scalar_object *self, uint64_t bits)
 {
     if (self->swapped) {
-        bits = scalar_swap(bits, self->width);
+        bits = access_swap(bits, self->width);
     }
     switch (self->kind) {
     case SCALAR_FLOAT:
@@ -205,7 +199,7 @@ scalar_from_object_slow(const scalar_object *self, PyObject *value, uint64_t *bi
         Py_DECREF(number);
     }
     if (result == 0 && self->swapped) {
-        *bits = scalar_swap(*bits, self->width);
+        *bits = access_swap(*bits, self->width);
     }
     return result;
 }

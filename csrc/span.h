@@ -115,6 +115,19 @@ span_store(const struct span *self, size_t offset, size_t width, uint64_t bits)
     return span_result(self, fault_store(at, bits, width));
 }
 
+/* At an address that is a multiple of the width. */
+static inline int
+span_atomic(const struct span *self, size_t offset, struct atomic_call *call,
+            uint64_t *result)
+{
+    char *at = self->addr + offset;
+    if (!self->can_fault) {
+        *result = access_atomic(at, call);
+        return 0;
+    }
+    return span_result(self, fault_atomic(at, call, result));
+}
+
 int span_read(const struct span *self, size_t offset, void *host, size_t count);
 /* As much of *count as can be read; -1 only where the first byte cannot. Reads what it
  * keeps twice where a page is missing. */

@@ -133,5 +133,10 @@ extern const char transfer_read_to_memory_doc[], transfer_write_from_memory_doc[
 PyObject *slice_new(const struct span *memory, size_t offset, size_t size);
 PyObject *ref_new(const struct span *memory, size_t offset, size_t size,
                   PyObject *type);
+/* atomic.c and array.c: the same; an atomic ref's address is a multiple of its size. */
+PyObject *atomic_ref_new(const struct span *memory, size_t offset, size_t size,
+                         PyObject *type);
+PyObject *array_new(const struct span *memory, size_t offset, size_t length,
+                    PyObject *type, size_t element);
 
 #endif

@@ -118,13 +118,15 @@ def compiled(
     work = tmp_path_factory.mktemp(machine)
     (work / "scalars.c").write_text(SCALARS)
     options = [*flags(machine), "-Werror", "-I", "csrc"]
-    for source in str(work / "scalars.c"), "csrc/access.c", "csrc/access_wide.c":
+    sources = "csrc/access.c", "csrc/access_wide.c", "csrc/access_atomic.c"
+    for source in (str(work / "scalars.c"), *sources):
         target = str(work / Path(source).with_suffix(".o").name)
         run(compiler, *options, "-c", source, "-o", target)
-    scalars, access, wide = (
-        disassemble(objdump, work / f"{name}.o") for name in ("scalars", "access", "access_wide")
+    scalars, access, wide, atomic = (
+        disassemble(objdump, work / f"{name}.o")
+        for name in ("scalars", "access", "access_wide", "access_atomic")
     )
-    return machine, scalars, access | wide
+    return machine, scalars | atomic, access | wide
 
 
 def test_a_scalar_is_one_instruction(
@@ -136,6 +138,36 @@ def test_a_scalar_is_one_instruction(
         memory = [code for code in codes if re.search(r"^(?!nop).*(\(%|\[)", code)]
         assert len(memory) == 1, (name, scalars[name])
         assert re.fullmatch(expected, memory[0]), (name, scalars[name])
+
+
+ATOMICS = {  # what must be there for each width; aarch64 calls those of libgcc, which choose
+    "x86_64": {
+        "xadd": r"lock xadd %\S+,\(",
+        "exchange": r"xchg %\S+,\(",
+        "compare": r"lock cmpxchg %\S+,\(",
+    },
+    "aarch64": {
+        "xadd": r"__aarch64_ldadd(\d)_acq_rel",
+        "exchange": r"__aarch64_swp(\d)_acq_rel",
+        "compare": r"__aarch64_cas(\d)_acq_rel",
+    },
+}
+
+
+def test_atomics_are_real(
+    compiled: tuple[str, dict[str, list[str]], dict[str, list[str]]],
+) -> None:
+    machine, functions, _ = compiled
+    text = "\n".join(functions["access_atomic"])
+    for name, pattern in ATOMICS[machine].items():
+        found = re.findall(pattern, text)
+        assert len(found) >= 4, (name, text)
+        if machine == "aarch64":
+            assert set(found) == set("1248"), (name, found)
+    if machine == "aarch64":  # loads and stores that order
+        for instruction in "ldar", "stlr":
+            for suffix in "b", "h", "":
+                assert re.search(rf"^{instruction}{suffix} ", text, re.MULTILINE), instruction
 
 
 def assert_plain(functions: dict[str, list[str]]) -> None:

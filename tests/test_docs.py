@@ -8,8 +8,11 @@ import pytest
 
 import guestmem
 from guestmem import (
+    AtomicRef,
     MemoryMapping,
+    Ordering,
     Scalar,
+    VolatileArrayRef,
     VolatileMemory,
     VolatileRef,
     VolatileSlice,
@@ -17,6 +20,8 @@ from guestmem import (
 )
 
 TYPES = [VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar]
+TYPES += [AtomicRef, VolatileArrayRef, Ordering]
+MODULES = {**dict.fromkeys(errors.__all__, "guestmem.errors"), "Ordering": "guestmem.ordering"}
 
 # What there is: the signature, and the errors that help() must mention. The signature of a property
 # is None.
@@ -26,6 +31,8 @@ MEMORY: dict[str, tuple[str | None, str]] = {
     "as_ptr": ("(self, /)", "ClosedError"),
     "get_slice": ("(self, offset, count, /)", "AddressOverflowError OutOfBoundsError"),
     "get_ref": ("(self, offset, type, /)", "get_slice"),
+    "get_atomic_ref": ("(self, offset, type, /)", "get_slice MisalignedError"),
+    "get_array_ref": ("(self, offset, n, type, /)", "get_slice"),
     "read_obj": ("(self, offset, type, /)", "InvalidAddressError TypeError"),
     "write_obj": ("(self, val, offset, /, type=None)", "InvalidAddressError OverflowError"),
     "read_slice": ("(self, buf, offset, /)", "InvalidAddressError"),
@@ -69,6 +76,30 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "to_slice": ("(self, /)", ""),
         "as_ptr": ("(self, /)", ""),
     },
+    AtomicRef: {
+        "type": (None, ""),
+        "size": (None, ""),
+        "load": ("(self, order=None, /)", "ValueError"),
+        "store": ("(self, val, order=None, /)", "ValueError OverflowError"),
+        "exchange": ("(self, val, order=None, /)", "OverflowError"),
+        "compare_exchange": ("(self, expected, desired, order=None, /)", "OverflowError"),
+        **dict.fromkeys(
+            ["fetch_add", "fetch_sub", "fetch_and", "fetch_or", "fetch_xor"],
+            ("(self, val, order=None, /)", "OverflowError"),
+        ),
+        "to_slice": ("(self, /)", ""),
+        "as_ptr": ("(self, /)", ""),
+    },
+    VolatileArrayRef: {
+        "type": (None, ""),
+        "size": (None, ""),
+        "load": ("(self, i, /)", "OutOfBoundsError"),
+        "store": ("(self, i, val, /)", "OutOfBoundsError"),
+        "tolist": ("(self, /)", ""),
+        "copy_to": ("(self, buf, /)", "BufferError"),
+        "copy_from": ("(self, src, /)", ""),
+        "to_slice": ("(self, /)", ""),
+    },
     Scalar: {"name": (None, ""), "size": (None, "")},
 }  # fmt: skip
 MEMBERS = [(cls, name) for cls, members in API.items() for name in members]
@@ -80,7 +111,7 @@ SCALARS = [
     *("u8", "u16", "u32", "u64", "usize", "i8", "i16", "i32", "i64", "isize", "f32", "f64"),
     *("le16", "le32", "le64", "be16", "be32", "be64"),
 ]
-NAMES = {*(cls.__name__ for cls in TYPES), *SCALARS, *errors.__all__}
+NAMES = {*(cls.__name__ for cls in TYPES), *SCALARS, *errors.__all__, "fence"}
 
 
 def help_of(thing: object) -> str:
@@ -108,7 +139,7 @@ def test_public_names_are_documented(name: str) -> None:
     assert text is not None
     assert re.match(r"[A-Z_a-z+ ]+\S", text)
     if isinstance(thing, type):
-        assert thing.__module__ == ("guestmem.errors" if name in errors.__all__ else "guestmem")
+        assert thing.__module__ == MODULES.get(name, "guestmem")
         assert thing.__qualname__ == name
         assert "guestmem" in help_of(thing)
     assert guestmem.__doc__
@@ -153,7 +184,7 @@ def test_help_mentions_the_errors(cls: type, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["as_ptr"])
 def test_as_ptr_says_that_it_holds_nothing(name: str) -> None:
-    for cls in (VolatileMemory, VolatileRef):
+    for cls in (VolatileMemory, VolatileRef, AtomicRef):
         assert "It holds nothing: keep " in str(inspect.getdoc(getattr(cls, name)))
 
 

@@ -38,6 +38,7 @@ TREE: dict[str, tuple[str, ...]] = {
     "VolatileMemoryError": ("GuestMemoryError",),
     "OutOfBoundsError": ("VolatileMemoryError", "IndexError"),
     "AddressOverflowError": ("VolatileMemoryError", "OverflowError"),
+    "MisalignedError": ("VolatileMemoryError", "ValueError"),
     "CoreDumpWarning": ("RuntimeWarning",),
 }
 
@@ -161,6 +162,11 @@ RAISED: dict[str, tuple[Callable[[], object], str, dict[str, Any], str]] = {
         lambda: mapping().get_slice(0x1380, 9),
         "OutOfBoundsError", {"addr": 0x1389},
         "a range that ends at 0x1389 is not within memory of size 0x1388",
+    ),
+    "alignment": (
+        lambda: mapping().get_atomic_ref(0x13, guestmem.u16),
+        "MisalignedError", {"addr": 0x13, "alignment": 2},
+        "offset 0x13 is not at a multiple of 2 in memory",
     ),
     "overflow": (
         lambda: mapping().get_slice(TOP, 3),
@@ -303,6 +309,8 @@ METHODS: dict[str, Callable[[Any], object]] = {
     "get_slice": lambda m: m.get_slice(0, 0),
     "get_ref": lambda m: m.get_ref(0, u8),
     "get_ref Struct": lambda m: m.get_ref(0, Struct("")),
+    "get_atomic_ref": lambda m: m.get_atomic_ref(0, u8),
+    "get_array_ref": lambda m: m.get_array_ref(0, 1, u8),
     "read_obj": lambda m: m.read_obj(0, u8),
     "read_obj ctypes": lambda m: m.read_obj(0, ctypes.c_int),
     "read_obj Struct": lambda m: m.read_obj(0, Struct("")),

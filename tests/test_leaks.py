@@ -14,20 +14,25 @@ import sysconfig
 import tracemalloc
 import weakref
 from functools import partial
+from operator import delitem, setitem
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import guestmem
 from guestmem import (
+    AtomicRef,
     MemoryMapping,
+    Ordering,
     Scalar,
+    VolatileArrayRef,
     VolatileMemory,
     VolatileRef,
     VolatileSlice,
     be64,
     f32,
     f64,
+    fence,
     u8,
     u16,
     u64,
@@ -96,6 +101,11 @@ class World:
         self.gone_ref = self.file.get_ref(PAGE, u64)
         os.ftruncate(gone, PAGE)  # of two pages one is missing
         os.close(gone)
+        self.atomic = self.m.get_atomic_ref(8, u64)
+        self.swapped = self.m.get_atomic_ref(16, be64)
+        self.array = self.m.get_array_ref(0, 8, u64)
+        self.points = self.m.get_array_ref(1, 4, Point)
+        self.gone_array = self.file.get_array_ref(PAGE - 16, 8, u64)
 
 
 def enter_and_leave(memory: MemoryMapping | VolatileSlice, *, fail: bool) -> None:
@@ -144,6 +154,19 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: m.get_ref(2**20, u8), lambda: m.get_ref(0, bad), lambda: m.get_ref(0, Growing),
             lambda: m.get_ref(0, ctypes.c_char_p), lambda: m.get_ref(0, ctypes.c_uint16 * 3),
         ],
+        "get_atomic_ref": [
+            lambda: m.get_atomic_ref(0, u64), lambda: s.get_atomic_ref(1, u64),
+            lambda: m.get_atomic_ref(2**20, u8), lambda: m.get_atomic_ref(0, f64),
+            lambda: m.get_atomic_ref(0, bad), lambda: closed.get_atomic_ref(0, u8),
+        ],
+        "get_array_ref": [
+            lambda: m.get_array_ref(0, 3, u64), lambda: s.get_array_ref(1, 2, Point),
+            lambda: m.get_array_ref(0, 2**20, u8), lambda: m.get_array_ref(0, 2**62, u64),
+            lambda: m.get_array_ref(0, 2, LAYOUT), lambda: m.get_array_ref(0, 1, bad),
+            lambda: closed.get_array_ref(0, 0, u8), lambda: m.get_array_ref(0, -1, u8),
+        ],
+        "fence": [fence, lambda: fence(Ordering.ACQUIRE), lambda: fence(bad),
+                  lambda: fence(Ordering.RELAXED)],
         "read_obj": [
             lambda: m.read_obj(0, u64), lambda: m.read_obj(1, f32), lambda: m.read_obj(0, Point),
             lambda: m.read_obj(0, LAYOUT), lambda: s.read_obj(PAGE, u8), lambda: m.read_obj(0, bad),
@@ -239,6 +262,40 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             w.ref.to_slice, w.point.to_slice, lambda: bad_call(w.ref.to_slice),
         ],
         "VolatileRef.type": [lambda: w.ref.type, lambda: w.point.type],
+        "AtomicRef.load": [w.atomic.load, lambda: w.atomic.load(Ordering.RELAXED),
+                           lambda: w.atomic.load(bad), lambda: w.atomic.load(Ordering.RELEASE)],
+        "AtomicRef.store": [lambda: w.atomic.store(5), lambda: w.atomic.store(-1)],
+        "AtomicRef.exchange": [lambda: w.atomic.exchange(2**63), lambda: w.atomic.exchange(boom)],
+        "AtomicRef.compare_exchange": [
+            lambda: w.atomic.compare_exchange(2**63, 1), lambda: w.atomic.compare_exchange(0, 5),
+            lambda: w.atomic.compare_exchange(0, bad), lambda: w.atomic.compare_exchange(-1, 0),
+        ],
+        "AtomicRef.fetch_add": [lambda: w.atomic.fetch_add(2**50), lambda: w.swapped.fetch_add(7)],
+        "AtomicRef.fetch_sub": [lambda: w.atomic.fetch_sub(2**50), lambda: w.swapped.fetch_sub(7)],
+        "AtomicRef.fetch_and": [lambda: w.atomic.fetch_and(2**64 - 1)],
+        "AtomicRef.fetch_or": [lambda: w.atomic.fetch_or(0)],
+        "AtomicRef.fetch_xor": [lambda: w.atomic.fetch_xor(0), lambda: w.atomic.fetch_xor(-1)],
+        "VolatileArrayRef.tolist": [w.array.tolist, w.points.tolist, w.gone_array.tolist],
+        "VolatileArrayRef.copy_to": [
+            lambda: w.array.copy_to(w.buffer), lambda: w.array.copy_to(bad),
+            lambda: w.array.copy_to(b"12345678"), lambda: w.gone_array.copy_to(bytearray(64)),
+        ],
+        "VolatileArrayRef.copy_from": [
+            lambda: w.array.copy_from(range(9)), lambda: w.array.copy_from(DATA),
+            lambda: w.array.copy_from([1, boom]), lambda: w.array.copy_from(bad),
+            lambda: w.points.copy_from([Point(1, 2)]), lambda: w.array.copy_from("12"),
+        ],
+        "VolatileArrayRef.load": [lambda: w.array.load(1), lambda: w.array.load(8),
+                                  lambda: w.points.load(1), lambda: w.array.load(2**61)],
+        "VolatileArrayRef.store": [lambda: w.array.store(1, 2**63), lambda: w.array.store(9, 1),
+                                   lambda: w.points.store(1, Point()),
+                                   lambda: w.array.store(0, boom)],
+        "__getitem__": [lambda: w.array[0], lambda: w.array[1:3], lambda: w.array[bad],
+                        lambda: w.array[9], lambda: w.array[::2], lambda: list(w.points)],
+        "__setitem__": [lambda: setitem(w.array, 0, 1), lambda: setitem(w.array, 9, 1),
+                        lambda: setitem(w.array, bad, 1), lambda: setitem(w.points, 0, Point())],
+        "__delitem__": [lambda: delitem(w.array, 0)],
+        "Ordering.name": [lambda: Ordering.RELAXED.name],
         "Scalar.name": [lambda: u64.name, lambda: hash(u64), lambda: u64 == u8],
         "__enter__": [lambda: enter_and_leave(MemoryMapping(1), fail=False), closed.__enter__],
         "__exit__": [
@@ -250,14 +307,19 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: pickle.dumps(m), lambda: copy.copy(s), lambda: copy.deepcopy(w.ref),
             lambda: pickle.loads(pickle.dumps(u64)), lambda: copy.deepcopy(be64),
         ],
-        "__class_getitem__": [lambda: VolatileRef[int], lambda: Scalar[float]],
-        "__repr__": [m.__repr__, closed.__repr__, lambda: repr(w.point), lambda: repr(u64)],
+        "__class_getitem__": [lambda: VolatileRef[int], lambda: Scalar[float],
+                              lambda: AtomicRef[int], lambda: VolatileArrayRef[int]],
+        "__repr__": [m.__repr__, closed.__repr__, lambda: repr(w.point), lambda: repr(u64),
+                     lambda: repr(w.atomic), lambda: repr(w.array), lambda: repr(w.points)],
         "__len__": [lambda: len(s), lambda: len(closed)],
         "__buffer__": [
             partial(export, s), partial(bytes, s), partial(export, closed),
         ],
         "weak references": [lambda: weakref.ref(m.get_slice(0, 1)), lambda: weakref.ref(w.ref)],
-        "no instances": [*untyped(VolatileMemory, VolatileSlice, VolatileRef, Scalar)],
+        "no instances": [
+            *untyped(VolatileMemory, VolatileSlice, VolatileRef, Scalar),
+            *untyped(AtomicRef, VolatileArrayRef),
+        ],
     }  # fmt: skip
 
 
@@ -299,11 +361,12 @@ def test_every_public_method_is_in_the_table(world: World) -> None:
     names = {name.rpartition(".")[2] for name in calls(world)}
     names |= set(dir(object)) - {"__reduce__", "__repr__"} | {"__release_buffer__", "__module__"}
     types = [VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar]
+    types += [AtomicRef, VolatileArrayRef]
     missing = [f"{cls.__name__}.{name}" for cls in types for name in set(dir(cls)) - names]
     assert missing == []
     public = [getattr(guestmem, name) for name in guestmem.__all__]
     public = [cls for cls in public if isinstance(cls, type) and not issubclass(cls, Exception)]
-    assert set(public) == set(types)
+    assert set(public) == {*types, Ordering}
 
 
 # Of these all calls work, or all are refused.

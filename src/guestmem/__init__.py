@@ -1,8 +1,10 @@
 """Safe, fast guest memory for hypervisor code: see MemoryMapping."""
 
 from ._native import (
+    AtomicRef,
     MemoryMapping,
     Scalar,
+    VolatileArrayRef,
     VolatileMemory,
     VolatileRef,
     VolatileSlice,
@@ -11,6 +13,7 @@ from ._native import (
     be64,
     f32,
     f64,
+    fence,
     i8,
     i16,
     i32,
@@ -33,6 +36,7 @@ from .errors import (
     InvalidAddressError,
     InvalidOffsetError,
     InvalidRangeError,
+    MisalignedError,
     MmapError,
     OutOfBoundsError,
     ReadFromMemoryError,
@@ -42,11 +46,13 @@ from .errors import (
     WriteToDestinationError,
     WriteToMemoryError,
 )
+from .ordering import Ordering
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AddressOverflowError",
+    "AtomicRef",
     "ClosedError",
     "CoreDumpWarning",
     "GuestMemoryError",
@@ -54,12 +60,15 @@ __all__ = [
     "InvalidOffsetError",
     "InvalidRangeError",
     "MemoryMapping",
+    "MisalignedError",
     "MmapError",
+    "Ordering",
     "OutOfBoundsError",
     "ReadFromMemoryError",
     "ReadFromSourceError",
     "Scalar",
     "SystemCallFailedError",
+    "VolatileArrayRef",
     "VolatileMemory",
     "VolatileMemoryError",
     "VolatileRef",
@@ -72,6 +81,7 @@ __all__ = [
     "be64",
     "f32",
     "f64",
+    "fence",
     "i8",
     "i16",
     "i32",

@@ -15,6 +15,7 @@ __all__ = [
     "InvalidAddressError",
     "InvalidOffsetError",
     "InvalidRangeError",
+    "MisalignedError",
     "MmapError",
     "OutOfBoundsError",
     "ReadFromMemoryError",
@@ -205,6 +206,22 @@ class AddressOverflowError(VolatileMemoryError, OverflowError):
 
     def __str__(self) -> str:
         return f"{self.base:#x} + {self.offset:#x} passes 0xffffffffffffffff"
+
+
+class MisalignedError(VolatileMemoryError, ValueError):
+    """addr, an offset (bytes), is not at a multiple of alignment in memory.
+
+    What counts is where the byte lies in the host's memory: a slice that begins at an odd offset
+    makes even ones odd.
+    """
+
+    def __init__(self, addr: int, alignment: int) -> None:
+        super().__init__(addr, alignment)
+        self.addr = addr
+        self.alignment = alignment
+
+    def __str__(self) -> str:
+        return f"offset {self.addr:#x} is not at a multiple of {self.alignment} in memory"
 
 
 class CoreDumpWarning(RuntimeWarning):

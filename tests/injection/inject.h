@@ -50,7 +50,15 @@ int inject_munmap(void *addr, size_t length);
 #define PyLong_FromSsize_t(...)    INJECT(NULL, PyLong_FromSsize_t, __VA_ARGS__)
 #define PyLong_FromUnsignedLongLong(...) \
     INJECT(NULL, PyLong_FromUnsignedLongLong, __VA_ARGS__)
-#define PyLong_FromVoidPtr(...)      INJECT(NULL, PyLong_FromVoidPtr, __VA_ARGS__)
+#define PyLong_FromVoidPtr(...) INJECT(NULL, PyLong_FromVoidPtr, __VA_ARGS__)
+#define PyList_SetItem(list, i, item)                        \
+    (inject_python("PyList_SetItem") ? (Py_DECREF(item), -1) \
+                                     : (PyList_SetItem)(list, i, item))
+#define PyModule_AddFunctions(...)   INJECT(-1, PyModule_AddFunctions, __VA_ARGS__)
+#define PyNumber_Multiply(...)       INJECT(NULL, PyNumber_Multiply, __VA_ARGS__)
+#define PySequence_GetItem(...)      INJECT(NULL, PySequence_GetItem, __VA_ARGS__)
+#define PySequence_Size(...)         INJECT(-1, PySequence_Size, __VA_ARGS__)
+#define PySlice_Unpack(...)          INJECT(-1, PySlice_Unpack, __VA_ARGS__)
 #define PyMapping_GetItemString(...) INJECT(NULL, PyMapping_GetItemString, __VA_ARGS__)
 #define PyMapping_Values(...)        INJECT(NULL, PyMapping_Values, __VA_ARGS__)
 #define PyMemoryView_FromObject(...) INJECT(NULL, PyMemoryView_FromObject, __VA_ARGS__)

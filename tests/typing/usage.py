@@ -77,6 +77,34 @@ def files(mem: MemoryMapping, file: io.BufferedRandom, peer: socket.socket) -> N
         assert_type(other, MemoryMapping)
 
 
+def atomics(mem: MemoryMapping) -> None:
+    ref = mem.get_atomic_ref(0, guestmem.u32)
+    assert_type(ref, guestmem.AtomicRef[int])
+    assert_type(ref.load(guestmem.Ordering.ACQUIRE), int)
+    assert_type(ref.compare_exchange(1, 2), tuple[bool, int])
+    assert_type(ref.fetch_add(1, None), int)
+    guestmem.fence(guestmem.Ordering.SEQ_CST)
+    mem.get_atomic_ref(0, guestmem.f64)  # type: ignore[arg-type]  # pyright: ignore
+    ref.load("SEQ_CST")  # type: ignore[arg-type]  # pyright: ignore
+
+
+def arrays(mem: MemoryMapping) -> None:
+    numbers = mem.get_array_ref(0, 4, guestmem.u16)
+    assert_type(numbers, guestmem.VolatileArrayRef[int])
+    assert_type(numbers[0], int)
+    assert_type(numbers[1:], guestmem.VolatileArrayRef[int])
+    assert_type(numbers.tolist(), list[int])
+    numbers[0] = 5
+    numbers.copy_from([1, 2])
+    numbers.copy_from(b"12")
+    for number in numbers:
+        assert_type(number, int)
+    points = mem.get_array_ref(0, 4, Descriptor)
+    assert_type(points[0], Descriptor)
+    points[1] = Descriptor()
+    numbers[0] = "5"  # type: ignore[call-overload]  # pyright: ignore
+
+
 def finals() -> None:
     class Mine(MemoryMapping):  # type: ignore[misc]  # pyright: ignore
         pass
