@@ -23,7 +23,7 @@ add_swapped(char *guest, const struct atomic_call *call)
 
 #define RUN_AS(type)                                                                   \
     do {                                                                               \
-        type *at = (type *)(void *)guest, value = (type)call->operand;                 \
+        __typeof__((type)0) *at = (void *)guest, value = (type)call->operand;          \
         type expected = (type)call->expected;                                          \
         switch (call->op) {                                                            \
         case ATOMIC_STORE:                                                             \

@@ -6,6 +6,7 @@
  */
 #include "native.h"
 
+#include "accessors.h"
 #include "args.h"
 #include "object_type.h"
 #include "range.h"
@@ -76,15 +77,6 @@ accessor_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs
     return result;
 }
 
-/* What borrows a range: the range's bytes, and what its object is made of. */
-struct borrower {
-    enum { A_SLICE, A_REF, AN_ATOMIC_REF, AN_ARRAY_REF } kind;
-    uint64_t count;
-    PyObject *type;
-    size_t element; /* bytes of one */
-    uint64_t length;
-};
-
 static PyObject *
 accessor_make_borrower(const struct span *span, uint64_t offset,
                        const struct borrower *what)
@@ -104,7 +96,7 @@ accessor_make_borrower(const struct span *span, uint64_t offset,
     }
 }
 
-static PyObject *
+PyObject *
 accessor_borrow(memory_object *self, uint64_t offset, const struct borrower *what)
 {
     uint64_t end;
@@ -144,7 +136,7 @@ accessor_get_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[1], "count", &count) < 0) {
         return NULL;
     }
-    struct borrower what = {.kind = A_SLICE, .count = count};
+    struct borrower what = {.kind = A_SLICE_OF_IT, .count = count};
     return accessor_borrow(memory_of(op), offset, &what);
 }
 
@@ -172,18 +164,62 @@ accessor_size_of(module_state *state, PyObject *kind, size_t *size)
     return 0;
 }
 
+int
+accessor_want_ref(module_state *state, PyObject *type, struct borrower *what)
+{
+    size_t size;
+    if (accessor_size_of(state, type, &size) < 0) {
+        return -1;
+    }
+    *what = (struct borrower){.kind = A_REF, .count = size, .type = type};
+    return 0;
+}
+
+int
+accessor_want_atomic_ref(module_state *state, PyObject *type, struct borrower *what)
+{
+    const scalar_object *scalar = (scalar_object *)type;
+    if (!scalar_check(state, type)) {
+        errors_wrong_type("type", "a Scalar of integers", type);
+        return -1;
+    }
+    if (scalar->kind == SCALAR_FLOAT) {
+        PyErr_Format(PyExc_TypeError, "type must be a Scalar of integers, not %R",
+                     type);
+        return -1;
+    }
+    *what =
+        (struct borrower){.kind = AN_ATOMIC_REF, .count = scalar->width, .type = type};
+    return 0;
+}
+
+int
+accessor_want_array_ref(module_state *state, uint64_t offset, PyObject *n,
+                        PyObject *type, struct borrower *what)
+{
+    *what = (struct borrower){.kind = AN_ARRAY_REF, .type = type};
+    if (args_unsigned(n, "n", PY_SSIZE_T_MAX, "2**63 - 1", &what->length) < 0
+        || accessor_size_of(state, type, &what->element) < 0) {
+        return -1;
+    }
+    if (__builtin_mul_overflow(what->length, what->element, &what->count)) {
+        errors_array_overflow(state, offset, what->length, what->element);
+        return -1;
+    }
+    return 0;
+}
+
 static PyObject *
 accessor_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     memory_object *self = memory_of(op);
     uint64_t offset;
-    size_t size;
+    struct borrower what;
     if (args_count(nargs, 2, 2, "get_ref", "offset, type") < 0
         || args_u64(args[0], "offset", &offset) < 0
-        || accessor_size_of(self->span.state, args[1], &size) < 0) {
+        || accessor_want_ref(self->span.state, args[1], &what) < 0) {
         return NULL;
     }
-    struct borrower what = {.kind = A_REF, .count = size, .type = args[1]};
     return accessor_borrow(self, offset, &what);
 }
 
@@ -201,21 +237,12 @@ accessor_get_atomic_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     memory_object *self = memory_of(op);
     uint64_t offset;
+    struct borrower what;
     if (args_count(nargs, 2, 2, "get_atomic_ref", "offset, type") < 0
-        || args_u64(args[0], "offset", &offset) < 0) {
+        || args_u64(args[0], "offset", &offset) < 0
+        || accessor_want_atomic_ref(self->span.state, args[1], &what) < 0) {
         return NULL;
     }
-    const scalar_object *scalar = (scalar_object *)args[1];
-    if (!scalar_check(self->span.state, args[1])) {
-        return errors_wrong_type("type", "a Scalar of integers", args[1]);
-    }
-    if (scalar->kind == SCALAR_FLOAT) {
-        PyErr_Format(PyExc_TypeError, "type must be a Scalar of integers, not %R",
-                     args[1]);
-        return NULL;
-    }
-    struct borrower what = {
-        .kind = AN_ATOMIC_REF, .count = scalar->width, .type = args[1]};
     return accessor_borrow(self, offset, &what);
 }
 
@@ -230,19 +257,14 @@ static PyObject *
 accessor_get_array_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     memory_object *self = memory_of(op);
-    struct borrower what = {.kind = AN_ARRAY_REF};
     uint64_t offset;
+    struct borrower what;
     if (args_count(nargs, 3, 3, "get_array_ref", "offset, n, type") < 0
         || args_u64(args[0], "offset", &offset) < 0
-        || args_unsigned(args[1], "n", PY_SSIZE_T_MAX, "2**63 - 1", &what.length) < 0
-        || accessor_size_of(self->span.state, args[2], &what.element) < 0) {
+        || accessor_want_array_ref(self->span.state, offset, args[1], args[2], &what)
+               < 0) {
         return NULL;
     }
-    if (__builtin_mul_overflow(what.length, what.element, &what.count)) {
-        return errors_array_overflow(self->span.state, offset, what.length,
-                                     what.element);
-    }
-    what.type = args[2];
     return accessor_borrow(self, offset, &what);
 }
 
@@ -274,6 +296,29 @@ accessor_load(memory_object *self, uint64_t offset, const struct object_type *ty
     return object_type_end_load(self->span.state, type, holder);
 }
 
+PyObject *
+accessor_read_object(memory_object *self, uint64_t offset, PyObject *kind)
+{
+    if (scalar_check(self->span.state, kind)) {
+        const scalar_object *scalar = (scalar_object *)kind;
+        if (memory_enter(self, SHORT) < 0) {
+            return NULL;
+        }
+        if (!range_fits(offset, scalar->width, self->span.size)) {
+            return accessor_out_of_range(self, SHORT, offset, scalar->width);
+        }
+        uint64_t bits;
+        int failed = span_load(&self->span, offset, scalar->width, &bits);
+        memory_leave(self, SHORT);
+        return failed ? NULL : scalar_to_object(scalar, bits);
+    }
+    struct object_type type;
+    if (object_type_find(self->span.state, kind, &type) < 0) {
+        return NULL;
+    }
+    return accessor_load(self, offset, &type);
+}
+
 PyDoc_STRVAR(
     accessor_read_obj_doc,
     "read_obj($self, offset, type, /)\n--\n\n"
@@ -290,30 +335,11 @@ PyDoc_STRVAR(
 static PyObject *
 accessor_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    memory_object *self = memory_of(op);
     uint64_t offset;
-    if (args_count(nargs, 2, 2, "read_obj", "offset, type") < 0
-        || args_u64(args[0], "offset", &offset) < 0) {
-        return NULL;
-    }
-    if (scalar_check(self->span.state, args[1])) {
-        const scalar_object *scalar = (scalar_object *)args[1];
-        if (memory_enter(self, SHORT) < 0) {
-            return NULL;
-        }
-        if (!range_fits(offset, scalar->width, self->span.size)) {
-            return accessor_out_of_range(self, SHORT, offset, scalar->width);
-        }
-        uint64_t bits;
-        int failed = span_load(&self->span, offset, scalar->width, &bits);
-        memory_leave(self, SHORT);
-        return failed ? NULL : scalar_to_object(scalar, bits);
-    }
-    struct object_type type;
-    if (object_type_find(self->span.state, args[1], &type) < 0) {
-        return NULL;
-    }
-    return accessor_load(self, offset, &type);
+    return args_count(nargs, 2, 2, "read_obj", "offset, type") < 0
+                   || args_u64(args[0], "offset", &offset) < 0
+               ? NULL
+               : accessor_read_object(memory_of(op), offset, args[1]);
 }
 
 static PyObject *
@@ -332,42 +358,11 @@ accessor_write_scalar(memory_object *self, PyObject *value, uint64_t offset,
     return failed ? NULL : Py_NewRef(Py_None);
 }
 
-PyDoc_STRVAR(
-    accessor_write_obj_doc,
-    "write_obj($self, val, offset, /, type=None)\n--\n\n"
-    "Write val, an object of this type, at offset.\n"
-    "\n"
-    "For a Scalar val is what __index__ (f32 and f64: __float__) takes, for a\n"
-    "ctypes class an instance of it, for a struct.Struct a tuple. type may be left\n"
-    "out where val is a ctypes instance. A scalar at an address that is a multiple\n"
-    "of its size is one access; anything else is one copy, which tears no aligned\n"
-    "field of up to 8 bytes.\n"
-    "\n"
-    "InvalidAddressError where it passes the end, OverflowError where val does not\n"
-    "fit the scalar: nothing is written then.");
-
-static const char *const accessor_write_obj_names[] = {"val", "offset", "type", NULL};
-static const struct args_spec accessor_write_obj_spec = {
-    "write_obj", accessor_write_obj_names, 2, 2};
-
-static PyObject *
-accessor_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-                   PyObject *kwnames)
+PyObject *
+accessor_write_object(memory_object *self, PyObject *value, uint64_t offset,
+                      PyObject *kind)
 {
-    memory_object *self = memory_of(op);
     module_state *state = self->span.state;
-    uint64_t offset;
-    PyObject *given[3];
-    if (kwnames != NULL || nargs != 3) {
-        if (args_named(&accessor_write_obj_spec, args, nargs, kwnames, given) < 0) {
-            return NULL;
-        }
-        args = given;
-    }
-    PyObject *value = args[0], *kind = args[2];
-    if (args_u64(args[1], "offset", &offset) < 0) {
-        return NULL;
-    }
     if (kind != NULL && scalar_check(state, kind)) {
         return accessor_write_scalar(self, value, offset, (scalar_object *)kind);
     }
@@ -384,6 +379,40 @@ accessor_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                                             (size_t)PyBytes_Size(bytes));
     Py_DECREF(bytes);
     return result;
+}
+
+PyDoc_STRVAR(
+    accessor_write_obj_doc,
+    "write_obj($self, val, offset, /, type=None)\n--\n\n"
+    "Write val, an object of this type, at offset.\n"
+    "\n"
+    "For a Scalar val is what __index__ (f32 and f64: __float__) takes, for a\n"
+    "ctypes class an instance of it, for a struct.Struct a tuple. type may be left\n"
+    "out where val is a ctypes instance. A scalar at an address that is a multiple\n"
+    "of its size is one access; anything else is one copy, which tears no aligned\n"
+    "field of up to 8 bytes.\n"
+    "\n"
+    "InvalidAddressError where it passes the end, OverflowError where val does not\n"
+    "fit the scalar: nothing is written then.");
+
+static PyObject *
+accessor_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                   PyObject *kwnames)
+{
+    static const char *const names[] = {"val", "offset", "type", NULL};
+    static const struct args_spec spec = {
+        .function = "write_obj", .names = names, .positional = 2, .required = 2};
+    uint64_t offset;
+    PyObject *given[3];
+    if (kwnames != NULL || nargs != 3) {
+        if (args_named(&spec, args, nargs, kwnames, given) < 0) {
+            return NULL;
+        }
+        args = given;
+    }
+    return args_u64(args[1], "offset", &offset) < 0
+               ? NULL
+               : accessor_write_object(memory_of(op), args[0], offset, args[2]);
 }
 
 PyDoc_STRVAR(accessor_read_bytes_doc,
@@ -404,10 +433,7 @@ accessor_read_bytes_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs
     return accessor_read_bytes(memory_of(op), offset, count);
 }
 
-/* The four methods that copy between the memory and a buffer of the caller's. */
-enum direction { INTO_BUFFER, INTO_MEMORY };
-
-static Py_ssize_t
+Py_ssize_t
 accessor_copy(memory_object *self, uint64_t offset, PyObject *buf,
               const Py_buffer *view, enum direction direction, bool exact)
 {
@@ -502,6 +528,23 @@ accessor_write_all(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return accessor_copy_method(op, args, nargs, "write_all", INTO_MEMORY, true);
 }
 
+int
+accessor_fill_range(memory_object *self, unsigned char byte, uint64_t offset,
+                    uint64_t count)
+{
+    enum stay stay = memory_stay_of_copy(count);
+    if (memory_enter(self, stay) < 0) {
+        return -1;
+    }
+    if (!range_fits(offset, count, self->span.size)) {
+        accessor_out_of_range(self, stay, offset, count);
+        return -1;
+    }
+    int failed = span_fill(&self->span, offset, byte, count);
+    memory_leave(self, stay);
+    return failed;
+}
+
 PyDoc_STRVAR(
     accessor_fill_doc,
     "fill($self, byte, offset=0, count=None, /)\n--\n\n"
@@ -525,16 +568,9 @@ accessor_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (to_the_end && offset < self->span.size) {
         count = self->span.size - offset;
     }
-    enum stay stay = memory_stay_of_copy(count);
-    if (memory_enter(self, stay) < 0) {
-        return NULL;
-    }
-    if (!range_fits(offset, count, self->span.size)) {
-        return accessor_out_of_range(self, stay, offset, count);
-    }
-    int failed = span_fill(&self->span, offset, (unsigned char)byte, count);
-    memory_leave(self, stay);
-    return failed ? NULL : Py_NewRef(Py_None);
+    return accessor_fill_range(self, (unsigned char)byte, offset, count) < 0
+               ? NULL
+               : Py_NewRef(Py_None);
 }
 
 PyMethodDef memory_methods[] = {

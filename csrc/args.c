@@ -52,9 +52,10 @@ args_begin(const struct args_spec *spec, Py_ssize_t given, PyObject **out)
     for (; spec->names[most] != NULL; most++) {
         out[most] = NULL;
     }
+    most -= spec->keywords;
     if (given > most) {
         PyErr_Format(PyExc_TypeError,
-                     "%s() takes at most %zd arguments, got %zd positional ones",
+                     "%s() takes at most %zd positional arguments, got %zd",
                      spec->function, most, given);
         return -1;
     }

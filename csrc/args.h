@@ -28,6 +28,7 @@ struct args_spec {
     const char *const *names; /* NULL-terminated */
     Py_ssize_t positional;
     Py_ssize_t required;
+    Py_ssize_t keywords; /* how many of the last ones are by keyword only */
 };
 
 int args_named(const struct args_spec *spec, PyObject *const *args, Py_ssize_t given,

@@ -64,7 +64,8 @@ buffer_owner_new(module_state *state, PyObject *exporter, struct span *out)
                          .addr = view.buf,
                          .size = (size_t)view.len,
                          .lender = {.buffer_owner = (PyObject *)self},
-                         .can_fault = true};
+                         .can_fault = true,
+                         .is_plain = false};
     return 0;
 }
 

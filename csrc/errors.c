@@ -87,6 +87,30 @@ errors_array_overflow(module_state *state, uint64_t base, uint64_t length,
 }
 
 PyObject *
+errors_invalid_guest_address(module_state *state, uint64_t addr)
+{
+    return errors_raise(state->InvalidGuestAddressError, "(K)",
+                        (unsigned long long)addr);
+}
+
+PyObject *
+errors_crosses_border(module_state *state, uint64_t end, uint64_t border)
+{
+    return errors_raise(state->OutOfBoundsError, "(KKO)", (unsigned long long)end,
+                        (unsigned long long)border, Py_True);
+}
+
+PyObject *
+errors_region_overlap(module_state *state, uint64_t start, uint64_t size,
+                      uint64_t other_start, uint64_t other_size)
+{
+    return errors_raise(state->MemoryRegionOverlapError, "(KKKK)",
+                        (unsigned long long)start, (unsigned long long)size,
+                        (unsigned long long)other_start,
+                        (unsigned long long)other_size);
+}
+
+PyObject *
 errors_misaligned(module_state *state, uint64_t offset, uint64_t alignment)
 {
     return errors_raise(state->MisalignedError, "(KK)", (unsigned long long)offset,

@@ -18,6 +18,13 @@ PyObject *errors_address_overflow(module_state *state, uint64_t base, uint64_t o
 /* NULL: length elements of so many bytes, from base on. */
 PyObject *errors_array_overflow(module_state *state, uint64_t base, uint64_t length,
                                 uint64_t element);
+/* NULL: no region holds the guest address. */
+PyObject *errors_invalid_guest_address(module_state *state, uint64_t addr);
+/* NULL: the range [addr, end) of guest addresses crosses into another region at border. */
+PyObject *errors_crosses_border(module_state *state, uint64_t end, uint64_t border);
+/* NULL: two regions, by their starts and sizes. */
+PyObject *errors_region_overlap(module_state *state, uint64_t start, uint64_t size,
+                                uint64_t other_start, uint64_t other_size);
 /* NULL: what is at offset is not at a multiple of alignment. */
 PyObject *errors_misaligned(module_state *state, uint64_t offset, uint64_t alignment);
 /* NULL: offset is the int that was given. */

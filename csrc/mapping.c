@@ -1,9 +1,10 @@
 /* class MemoryMapping(VolatileMemory):
- *     def __new__(cls, size): ...
+ *     dirty: DirtyBitmap | None
+ *     def __new__(cls, size, *, track_dirty=False): ...
  *     @classmethod
- *     def from_fd(cls, fd, size): return cls.from_fd_offset(fd, size, 0)
+ *     def from_fd(cls, fd, size, *, track_dirty=False): ...
  *     @classmethod
- *     def from_fd_offset(cls, fd, size, offset): ...
+ *     def from_fd_offset(cls, fd, size, offset, *, track_dirty=False): ...
  *     def close(self): ...
  *
  * The owner of pages. The pages themselves are a record of their own (pages.h),
@@ -13,15 +14,21 @@
 #include "native.h"
 
 #include "args.h"
+#include "bitmap.h"
 #include "volatile_memory.h"
 
 
 /* The object for pages that were just mapped; they are unmapped where it fails. */
 static PyObject *
-mapping_from_pages(module_state *state, const struct os_mapping *mapped)
+mapping_from_pages(module_state *state, const struct os_mapping *mapped,
+                   bool track_dirty)
 {
-    struct pages *pages = pages_new(mapped);
+    PyObject *dirty =
+        track_dirty ? bitmap_new(state, mapped->addr, mapped->size) : NULL;
+    struct pages *pages =
+        track_dirty && dirty == NULL ? NULL : pages_new(mapped, dirty);
     if (pages == NULL) {
+        Py_XDECREF(dirty);
         pages_unmap_or_report(mapped);
         return NULL;
     }
@@ -34,8 +41,10 @@ mapping_from_pages(module_state *state, const struct os_mapping *mapped)
                         .addr = mapped->addr,
                         .size = mapped->size,
                         .lender = {.pages = pages},
-                        .can_fault = mapped->can_fault};
-    memory_start(self, &span, &pages->hold, true);
+                        .dirty = dirty == NULL ? NULL : bitmap_map(dirty),
+                        .can_fault = mapped->can_fault,
+                        .is_plain = !mapped->can_fault && dirty == NULL};
+    memory_start(self, &span, &pages->hold, A_MAPPING);
     return (PyObject *)self;
 }
 
@@ -57,7 +66,7 @@ mapping_warn_of_dumps(module_state *state, int err)
 
 static PyObject *
 mapping_create(module_state *state, bool anonymous, int fd, uint64_t offset,
-               uint64_t size)
+               uint64_t size, bool track_dirty)
 {
     struct os_mapping mapped;
     int err, dump_err = 0;
@@ -75,28 +84,39 @@ mapping_create(module_state *state, bool anonymous, int fd, uint64_t offset,
         pages_unmap_or_report(&mapped);
         return NULL;
     }
-    PyObject *self = mapping_from_pages(state, &mapped);
+    PyObject *self = mapping_from_pages(state, &mapped, track_dirty);
     if (self != NULL && dump_err != 0 && mapping_warn_of_dumps(state, dump_err) < 0) {
         Py_CLEAR(self);
     }
     return self;
 }
 
-static const char *const mapping_new_names[] = {"size", NULL};
-static const struct args_spec mapping_new_spec = {"MemoryMapping", mapping_new_names, 0,
-                                                  1};
+/* An argument that was given, perhaps: -1 where its truth cannot be told. */
+static int
+mapping_flag(PyObject *given)
+{
+    return given == NULL ? 0 : PyObject_IsTrue(given);
+}
+
+static const char *const mapping_new_names[] = {"size", "track_dirty", NULL};
+static const struct args_spec mapping_new_spec = {.function = "MemoryMapping",
+                                                  .names = mapping_new_names,
+                                                  .required = 1,
+                                                  .keywords = 1};
 
 static PyObject *
 mapping_new(PyTypeObject *cls, PyObject *args, PyObject *kwargs)
 {
     module_state *state = PyType_GetModuleState(cls);
-    PyObject *given[1];
+    PyObject *given[2];
     uint64_t size;
+    int track_dirty;
     if (state == NULL || args_named_tuple(&mapping_new_spec, args, kwargs, given) < 0
-        || args_u64(given[0], "size", &size) < 0) {
+        || args_u64(given[0], "size", &size) < 0
+        || (track_dirty = mapping_flag(given[1])) < 0) {
         return NULL;
     }
-    return mapping_create(state, true, -1, 0, size);
+    return mapping_create(state, true, -1, 0, size, track_dirty);
 }
 
 /* An offset in a file: an int that fits off_t, or InvalidOffsetError. */
@@ -120,34 +140,37 @@ mapping_file_offset(module_state *state, PyObject *arg, uint64_t *out)
 }
 
 PyDoc_STRVAR(mapping_from_fd_doc,
-             "from_fd($type, fd, size)\n--\n\n"
+             "from_fd($type, fd, size, *, track_dirty=False)\n--\n\n"
              "Map the first size bytes of a file: shared, readable and writable.\n"
              "\n"
              "As from_fd_offset(fd, size, 0), which tells of the errors and of what\n"
              "happens beyond the end of the file.");
 
+/* given: fd, size, track_dirty, offset; the last two may be NULL. */
 static PyObject *
 mapping_from_fd_parsed(PyObject *cls, PyObject *const *given)
 {
     module_state *state = PyType_GetModuleState((PyTypeObject *)cls);
     uint64_t size, offset = 0;
-    int fd;
+    int fd, track_dirty;
     /* The offset before the fd: a bad one leaves the fd untouched. */
     if (state == NULL || args_u64(given[1], "size", &size) < 0
-        || (given[2] != NULL && mapping_file_offset(state, given[2], &offset) < 0)
+        || (given[3] != NULL && mapping_file_offset(state, given[3], &offset) < 0)
+        || (track_dirty = mapping_flag(given[2])) < 0
         || args_fd(given[0], "fd", &fd) < 0) {
         return NULL;
     }
-    return mapping_create(state, false, fd, offset, size);
+    return mapping_create(state, false, fd, offset, size, track_dirty);
 }
 
 static PyObject *
 mapping_from_fd(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
                 PyObject *kwnames)
 {
-    static const char *const names[] = {"fd", "size", NULL};
-    static const struct args_spec spec = {"from_fd", names, 0, 2};
-    PyObject *given[3] = {NULL, NULL, NULL};
+    static const char *const names[] = {"fd", "size", "track_dirty", NULL};
+    static const struct args_spec spec = {
+        .function = "from_fd", .names = names, .required = 2, .keywords = 1};
+    PyObject *given[4] = {NULL, NULL, NULL, NULL};
     if (args_named(&spec, args, nargs, kwnames, given) < 0) {
         return NULL;
     }
@@ -156,7 +179,7 @@ mapping_from_fd(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
 
 PyDoc_STRVAR(
     mapping_from_fd_offset_doc,
-    "from_fd_offset($type, fd, size, offset)\n--\n\n"
+    "from_fd_offset($type, fd, size, offset, *, track_dirty=False)\n--\n\n"
     "Map size bytes of a file from offset on: shared, readable and writable.\n"
     "\n"
     "fd is an int or an object with fileno(); the mapping outlives it. The size of\n"
@@ -177,13 +200,15 @@ static PyObject *
 mapping_from_fd_offset(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
                        PyObject *kwnames)
 {
-    static const char *const names[] = {"fd", "size", "offset", NULL};
-    static const struct args_spec spec = {"from_fd_offset", names, 0, 3};
-    PyObject *given[3];
+    static const char *const names[] = {"fd", "size", "offset", "track_dirty", NULL};
+    static const struct args_spec spec = {
+        .function = "from_fd_offset", .names = names, .required = 3, .keywords = 1};
+    PyObject *given[4];
     if (args_named(&spec, args, nargs, kwnames, given) < 0) {
         return NULL;
     }
-    return mapping_from_fd_parsed(cls, given);
+    PyObject *ordered[4] = {given[0], given[1], given[3], given[2]};
+    return mapping_from_fd_parsed(cls, ordered);
 }
 
 PyDoc_STRVAR(
@@ -216,6 +241,21 @@ mapping_dealloc(PyObject *op)
     Py_DECREF(type);
 }
 
+static PyObject *
+mapping_get_dirty(PyObject *op, void *Py_UNUSED(closure))
+{
+    PyObject *dirty = memory_of(op)->span.lender.pages->dirty;
+    return Py_NewRef(dirty == NULL ? Py_None : dirty);
+}
+
+static PyGetSetDef mapping_getset[] = {
+    {"dirty", mapping_get_dirty, NULL,
+     PyDoc_STR("The DirtyBitmap, or None where the mapping was made without\n"
+               "track_dirty. It stays after close()."),
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMethodDef mapping_methods[] = {
     {"from_fd", (PyCFunction)(void (*)(void))mapping_from_fd,
      METH_FASTCALL | METH_KEYWORDS | METH_CLASS, mapping_from_fd_doc},
@@ -227,7 +267,7 @@ static PyMethodDef mapping_methods[] = {
 
 PyDoc_STRVAR(
     mapping_doc,
-    "MemoryMapping(size)\n--\n\n"
+    "MemoryMapping(size, *, track_dirty=False)\n--\n\n"
     "Memory of its own: size bytes, anonymous, shared and zero-filled.\n"
     "\n"
     "size is in bytes and need not be a multiple of the page size. No swap space is\n"
@@ -235,15 +275,15 @@ PyDoc_STRVAR(
     "(MADV_DONTDUMP); where that fails, CoreDumpWarning. SystemCallFailedError for\n"
     "what mmap(2) refuses: EINVAL for size 0, ENOMEM.\n"
     "\n"
+    "With track_dirty, what is written through guestmem is marked in dirty.\n"
+    "\n"
     "The pages are unmapped when the mapping and all that borrow from it are gone,\n"
     "or at once by close(); it is a context manager that closes.");
 
 static PyType_Slot mapping_slots[] = {
-    {Py_tp_doc, SLOT(mapping_doc)},
-    {Py_tp_new, SLOT(mapping_new)},
-    {Py_tp_dealloc, SLOT(mapping_dealloc)},
-    {Py_tp_methods, mapping_methods},
-    {0, NULL},
+    {Py_tp_doc, SLOT(mapping_doc)},         {Py_tp_new, SLOT(mapping_new)},
+    {Py_tp_dealloc, SLOT(mapping_dealloc)}, {Py_tp_methods, mapping_methods},
+    {Py_tp_getset, mapping_getset},         {0, NULL},
 };
 
 static PyType_Spec mapping_spec = {

@@ -27,7 +27,8 @@ native_exec(PyObject *module)
         || volatile_memory_init(module, state) < 0 || mapping_init(module, state) < 0
         || buffer_owner_init(module, state) < 0 || slice_init(module, state) < 0
         || ref_init(module, state) < 0 || atomic_ref_init(module, state) < 0
-        || array_init(module, state) < 0 || order_init(module, state) < 0
+        || array_init(module, state) < 0 || bitmap_init(module, state) < 0
+        || guest_init(module, state) < 0 || order_init(module, state) < 0
         || transfer_init(module, state) < 0) {
         return -1;
     }
@@ -44,6 +45,9 @@ native_traverse(PyObject *module, visitproc visit, void *arg)
     Py_VISIT(state->ref_type);
     Py_VISIT(state->atomic_type);
     Py_VISIT(state->array_type);
+    Py_VISIT(state->bitmap_type);
+    Py_VISIT(state->guest_type);
+    Py_VISIT(state->guest_region_type);
     Py_VISIT(state->scalar_type);
     Py_VISIT(state->buffer_owner_type);
 #define ERROR_VISIT(name) Py_VISIT(state->name);
@@ -71,6 +75,9 @@ native_free(void *op)
     Py_CLEAR(state->ref_type);
     Py_CLEAR(state->atomic_type);
     Py_CLEAR(state->array_type);
+    Py_CLEAR(state->bitmap_type);
+    Py_CLEAR(state->guest_type);
+    Py_CLEAR(state->guest_region_type);
     Py_CLEAR(state->scalar_type);
     Py_CLEAR(state->buffer_owner_type);
 #define ERROR_CLEAR(name) Py_CLEAR(state->name);

@@ -14,19 +14,21 @@
 #include <stdint.h>
 
 /* The classes of src/guestmem/errors.py that C raises. */
-#define ERROR_CLASSES(X)       \
-    X(InvalidAddressError)     \
-    X(InvalidOffsetError)      \
-    X(InvalidRangeError)       \
-    X(SystemCallFailedError)   \
-    X(ReadFromSourceError)     \
-    X(WriteToDestinationError) \
-    X(ReadFromMemoryError)     \
-    X(WriteToMemoryError)      \
-    X(ClosedError)             \
-    X(OutOfBoundsError)        \
-    X(AddressOverflowError)    \
-    X(MisalignedError)         \
+#define ERROR_CLASSES(X)        \
+    X(InvalidAddressError)      \
+    X(InvalidOffsetError)       \
+    X(InvalidRangeError)        \
+    X(SystemCallFailedError)    \
+    X(ReadFromSourceError)      \
+    X(WriteToDestinationError)  \
+    X(ReadFromMemoryError)      \
+    X(WriteToMemoryError)       \
+    X(ClosedError)              \
+    X(OutOfBoundsError)         \
+    X(AddressOverflowError)     \
+    X(MisalignedError)          \
+    X(InvalidGuestAddressError) \
+    X(MemoryRegionOverlapError) \
     X(CoreDumpWarning)
 
 #define ORDERINGS 5 /* of guestmem.Ordering */
@@ -39,6 +41,9 @@ typedef struct {
     PyTypeObject *ref_type;
     PyTypeObject *atomic_type;
     PyTypeObject *array_type;
+    PyTypeObject *bitmap_type;
+    PyTypeObject *guest_type;
+    PyTypeObject *guest_region_type;
     PyTypeObject *scalar_type;
     PyTypeObject *buffer_owner_type;
 
@@ -66,6 +71,8 @@ int slice_init(PyObject *module, module_state *state);
 int ref_init(PyObject *module, module_state *state);
 int atomic_ref_init(PyObject *module, module_state *state);
 int array_init(PyObject *module, module_state *state);
+int bitmap_init(PyObject *module, module_state *state);
+int guest_init(PyObject *module, module_state *state);
 int order_init(PyObject *module, module_state *state);
 int scalar_init(PyObject *module, module_state *state);
 int transfer_init(PyObject *module, module_state *state);

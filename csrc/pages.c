@@ -4,7 +4,7 @@
 #include "pages.h"
 
 struct pages *
-pages_new(const struct os_mapping *mapping)
+pages_new(const struct os_mapping *mapping, PyObject *dirty)
 {
     struct pages *self = PyMem_Malloc(sizeof(*self));
     if (self == NULL) {
@@ -12,6 +12,7 @@ pages_new(const struct os_mapping *mapping)
         return NULL;
     }
     self->mapping = *mapping;
+    self->dirty = dirty;
     atomic_init(&self->hold, HOLD_OWNED);
     atomic_init(&self->slices, 0);
     atomic_init(&self->refs, 0);
@@ -50,6 +51,7 @@ pages_change(struct pages *self, uint64_t set, uint64_t clear, uint64_t unit)
     uint64_t after;
     bool unmap = hold_change(&self->hold, set, clear, unit, &after);
     if (!(after & (HOLD_ANYONE | HOLD_OWNED))) {
+        Py_XDECREF(self->dirty); /* runs no Python code: only C refers to it weakly */
         PyMem_Free(self);
     }
     if (unmap) {

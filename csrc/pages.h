@@ -10,6 +10,7 @@
 struct pages {
     hold hold;
     struct os_mapping mapping;
+    PyObject *dirty; /* strong: its DirtyBitmap; NULL where writes are not tracked */
     /* How many of the borrowers are slices and refs; the rest are exported
      * buffers. They decide nothing: close() quotes them when it refuses. */
     _Atomic uint64_t slices;
@@ -18,8 +19,8 @@ struct pages {
 
 enum borrow_kind { BORROW_SLICE, BORROW_REF };
 
-/* Takes the mapping over. NULL with MemoryError set: it is the caller's still. */
-struct pages *pages_new(const struct os_mapping *mapping);
+/* Takes the mapping over, and a DirtyBitmap (strong, or NULL) if it succeeds. NULL with MemoryError set: it is the caller's still. */
+struct pages *pages_new(const struct os_mapping *mapping, PyObject *dirty);
 
 /* One more borrower. The caller is inside the memory or borrows already. */
 static inline void

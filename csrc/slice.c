@@ -35,7 +35,7 @@ slice_new(const struct span *memory, size_t offset, size_t size)
         return NULL;
     }
     atomic_init(&self->hold, HOLD_OWNED);
-    memory_start(&self->base, &span, &self->hold, false);
+    memory_start(&self->base, &span, &self->hold, A_SLICE);
     /* Only a buffer owner can lead to a cycle. Measured against memoryview[a:b],
      * creation is 0.60 untracked, 0.62 tracked. */
     self->module =
@@ -88,8 +88,8 @@ PyDoc_STRVAR(
     "ctypes.resize() frees an exported buffer: do not call it on obj.");
 
 static const char *const slice_from_buffer_names[] = {"obj", NULL};
-static const struct args_spec slice_from_buffer_spec = {"from_buffer",
-                                                        slice_from_buffer_names, 0, 1};
+static const struct args_spec slice_from_buffer_spec = {
+    .function = "from_buffer", .names = slice_from_buffer_names, .required = 1};
 
 static PyObject *
 slice_from_buffer(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,

@@ -36,7 +36,7 @@ span_faulted(const struct span *self, struct fault fault)
 {
     return errors_memory_fault(fault.writing ? self->state->WriteToMemoryError
                                              : self->state->ReadFromMemoryError,
-                               EFAULT, (uint64_t)(fault.at - self->addr));
+                               EFAULT, self->first + (uint64_t)(fault.at - self->addr));
 }
 
 int
@@ -84,6 +84,7 @@ span_write(const struct span *self, size_t offset, const void *host, size_t coun
     else {
         access_write(at, host, count);
     }
+    span_wrote(self, offset, count);
     copy_end(released);
     return span_result(self, fault);
 }
@@ -100,6 +101,7 @@ span_fill(const struct span *self, size_t offset, unsigned char byte, size_t cou
     else {
         access_fill(at, byte, count);
     }
+    span_wrote(self, offset, count);
     copy_end(released);
     return span_result(self, fault);
 }
@@ -118,6 +120,7 @@ span_copy(const struct span *dst, size_t dst_offset, const struct span *src,
     else {
         access_copy(to, from, count);
     }
+    span_wrote(dst, dst_offset, count);
     copy_end(released);
     return span_result(fault.writing ? dst : src, fault);
 }

@@ -9,6 +9,7 @@
 #include "native.h"
 
 #include "access.h"
+#include "dirty_map.h"
 #include "fault.h"
 #include "pages.h"
 
@@ -53,9 +54,22 @@ struct span {
     module_state *state; /* alive as long as the type of who has the span */
     char *addr;
     size_t size;
+    uint64_t first; /* what errors call its first byte: a guest address, or 0 */
     struct lender lender;
+    struct dirty_map *dirty; /* what writes are marked in, or NULL; the lender's */
     bool can_fault; /* a touch may be a bus error: all but our own anonymous pages */
+    bool is_plain;  /* neither: a write is no more than that */
 };
+
+/* After a write to [offset, offset + count), also one that failed half-way. */
+static inline void
+span_wrote(const struct span *self, size_t offset, size_t count)
+{
+    if (self->dirty != NULL) {
+        dirty_map_mark(self->dirty, (size_t)(self->addr - self->dirty->base) + offset,
+                       count);
+    }
+}
 
 /* [offset, offset + count) of it, which the caller has checked. */
 static inline struct span
@@ -64,6 +78,7 @@ span_part(const struct span *self, size_t offset, size_t count)
     struct span part = *self;
     part.addr += offset;
     part.size = count;
+    part.first = 0;
     return part;
 }
 
@@ -108,11 +123,19 @@ static inline int
 span_store(const struct span *self, size_t offset, size_t width, uint64_t bits)
 {
     char *at = self->addr + offset;
-    if (!self->can_fault) {
+    if (self->is_plain) {
         access_store(at, bits, width);
         return 0;
     }
-    return span_result(self, fault_store(at, bits, width));
+    struct fault fault = {NULL, true};
+    if (self->can_fault) {
+        fault = fault_store(at, bits, width);
+    }
+    else {
+        access_store(at, bits, width);
+    }
+    span_wrote(self, offset, width);
+    return span_result(self, fault);
 }
 
 /* At an address that is a multiple of the width. */
@@ -121,11 +144,20 @@ span_atomic(const struct span *self, size_t offset, struct atomic_call *call,
             uint64_t *result)
 {
     char *at = self->addr + offset;
-    if (!self->can_fault) {
-        *result = access_atomic(at, call);
-        return 0;
+    uint64_t expected = call->expected;
+    struct fault fault = {NULL, true};
+    if (self->can_fault) {
+        fault = fault_atomic(at, call, result);
     }
-    return span_result(self, fault_atomic(at, call, result));
+    else {
+        *result = access_atomic(at, call);
+    }
+    if (call->op != ATOMIC_LOAD
+        && (call->op != ATOMIC_COMPARE_EXCHANGE || fault.at != NULL
+            || *result == expected)) {
+        span_wrote(self, offset, call->width);
+    }
+    return span_result(self, fault);
 }
 
 int span_read(const struct span *self, size_t offset, void *host, size_t count);

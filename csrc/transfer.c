@@ -4,13 +4,14 @@
  * A file descriptor is read with read(2) straight into memory. An object has to
  * be asked, even where it has an fd: a buffered file keeps bytes that its fd has
  * given already. It gets a view of the memory, so that costs no copy either; but
- * where a page of that may be missing, which would kill the process, a view of a
- * buffer in between.
+ * where a page of that may be missing, which would kill the process, or what it
+ * writes is to be marked, a view of a buffer in between.
  */
 #include "native.h"
 
 #include "args.h"
 #include "between.h"
+#include "guest.h"
 #include "os_file.h"
 #include "range.h"
 #include "volatile_memory.h"
@@ -30,7 +31,7 @@ static const char *const method_names[] = {[BY_FD] = "fileno",
                                            [BY_WRITE] = "write"};
 
 /* One transfer: between count bytes at mem_offset and a stream. The call is inside the
- * memory for as long as it goes on. */
+ * memory for as long as it goes on. Of a guest's memory it is one for each region. */
 struct transfer {
     module_state *state;
     memory_object *memory;
@@ -38,6 +39,7 @@ struct transfer {
     uint64_t mem_offset;
     uint64_t count;
     size_t done;
+    size_t before;  /* bytes of the regions before this one */
     unsigned tries; /* since something moved last: of a fault that was gone again */
     enum by by;
     int fd;
@@ -53,7 +55,7 @@ transfer_fail(struct transfer *self, int err, const char *text, PyObject *cause)
 {
     return errors_transfer(self->reading ? self->state->ReadFromSourceError
                                          : self->state->WriteToDestinationError,
-                           err, text, self->done, cause);
+                           err, text, self->before + self->done, cause);
 }
 
 /* An int attribute of an exception: *out stays where it has none. -1 with what asking
@@ -163,13 +165,17 @@ static int
 transfer_step_fd(struct transfer *self, size_t left, size_t *moved)
 {
     char *addr = self->memory->span.addr + self->mem_offset + self->done;
-    int64_t position =
-        self->positioned ? (int64_t)(self->position + self->done) : OS_FILE_POSITION;
+    int64_t position = self->positioned
+                           ? (int64_t)(self->position + self->before + self->done)
+                           : OS_FILE_POSITION;
     int err;
     Py_BEGIN_ALLOW_THREADS
     err = self->reading ? os_file_read(self->fd, addr, left, position, moved)
                         : os_file_write(self->fd, addr, left, position, moved);
     Py_END_ALLOW_THREADS
+    if (self->reading && err == 0) {
+        span_wrote(&self->memory->span, self->mem_offset + self->done, *moved);
+    }
     switch (err) {
     case 0:
         return *moved == 0 ? transfer_stopped(self) : 0;
@@ -223,6 +229,14 @@ transfer_call_with_view(struct transfer *self, PyObject *exporter)
     return result;
 }
 
+/* Where a view of the memory itself will not do. */
+static bool
+transfer_needs_between(const struct transfer *self)
+{
+    const struct span *span = &self->memory->span;
+    return span->can_fault || (self->reading && span->dirty != NULL);
+}
+
 /* What readinto() and write() return: the count that they moved of those asked for. */
 static int
 transfer_count(struct transfer *self, PyObject *result, size_t asked, size_t *moved)
@@ -253,9 +267,10 @@ transfer_step_view(struct transfer *self, size_t left, size_t *moved)
 {
     const struct span *span = &self->memory->span;
     size_t at = self->mem_offset + self->done, asked = left;
-    PyObject *exporter = span->can_fault ? between_begin(&self->between, span, at, left,
-                                                         self->reading, &asked)
-                                         : slice_new(span, at, left);
+    bool between = transfer_needs_between(self);
+    PyObject *exporter =
+        between ? between_begin(&self->between, span, at, left, self->reading, &asked)
+                : slice_new(span, at, left);
     int failed = -1;
     if (exporter != NULL) {
         PyObject *result = transfer_call_with_view(self, exporter);
@@ -263,7 +278,7 @@ transfer_step_view(struct transfer *self, size_t left, size_t *moved)
                                 : transfer_count(self, result, asked, moved);
         Py_XDECREF(result);
     }
-    if (span->can_fault) {
+    if (between) {
         failed = between_end(&self->between, span, at, asked, *moved, self->reading,
                              failed != 0);
     }
@@ -397,49 +412,80 @@ transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
     return transfer_find_method(self, stream);
 }
 
-/* All of the call but its parsing; the memory is entered and left here. */
-static PyObject *
-transfer_do(struct transfer *self)
+/* The memory is entered and left here; the range has been checked, or is outside. */
+static int
+transfer_in_memory(struct transfer *self)
 {
     memory_object *memory = self->memory;
+    int failed = -1;
     if (memory_enter(memory, LONG) < 0) {
-        return NULL;
+        return -1;
     }
-    bool done = false;
     if (!range_fits(self->mem_offset, self->count, memory->span.size)) {
         errors_invalid_range(self->state, self->mem_offset, self->count,
                              memory->span.size);
     }
-    else if (self->positioned && !range_fits(self->position, self->count, INT64_MAX)) {
+    else if (self->positioned
+             && !range_fits(self->position, self->before + self->count, INT64_MAX)) {
         errors_invalid_offset_u64(self->state, self->position, self->count);
     }
     else {
-        done = transfer_run(self) == 0;
+        failed = transfer_run(self);
     }
     memory_leave(memory, LONG);
-    return done ? Py_NewRef(Py_None) : NULL;
+    return failed;
+}
+
+/* Region by region. */
+static int
+transfer_in_guest(struct transfer *self, guest_object *guest, uint64_t addr,
+                  uint64_t count)
+{
+    if (guest_reach_all(guest, addr, count) < 0) {
+        return -1;
+    }
+    if (self->positioned && !range_fits(self->position, count, INT64_MAX)) {
+        errors_invalid_offset_u64(self->state, self->position, count);
+        return -1;
+    }
+    while (count > 0) {
+        struct piece piece = guest_piece(guest, addr, count);
+        self->memory = piece.part;
+        self->mem_offset = piece.offset;
+        self->count = piece.count;
+        self->done = 0;
+        if (transfer_in_memory(self) < 0) {
+            return -1;
+        }
+        self->before += piece.count;
+        addr += piece.count;
+        count -= piece.count;
+    }
+    return 0;
 }
 
 static PyObject *
-transfer_method(PyObject *op, const struct args_spec *spec, PyObject *const *args,
-                Py_ssize_t nargs, PyObject *kwnames, bool reading)
+transfer_method(PyObject *op, module_state *state, const struct args_spec *spec,
+                PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                bool reading)
 {
-    memory_object *memory = memory_of(op);
-    struct transfer self = {
-        .state = memory->span.state, .memory = memory, .reading = reading};
+    struct transfer self = {.state = state, .reading = reading};
     PyObject *given[4];
     if (args_named(spec, args, nargs, kwnames, given) < 0
-        || args_u64(given[0], "mem_offset", &self.mem_offset) < 0
+        || args_u64(given[0], spec->names[0], &self.mem_offset) < 0
         || args_u64(given[2], "count", &self.count) < 0) {
         return NULL;
     }
-    if (transfer_open(&self, given[1], given[3]) < 0) {
-        Py_XDECREF(self.method);
-        return NULL;
+    int failed = transfer_open(&self, given[1], given[3]);
+    if (!failed && Py_IS_TYPE(op, state->guest_type)) {
+        failed = transfer_in_guest(&self, guest_of(op), self.mem_offset, self.count);
     }
-    PyObject *result = transfer_do(&self);
+    else if (!failed) {
+        self.memory = memory_of(op);
+        failed = transfer_in_memory(&self);
+    }
     Py_XDECREF(self.method);
-    return result;
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 const char transfer_read_to_memory_doc[] = PyDoc_STR(
@@ -473,8 +519,10 @@ transfer_read_to_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
 {
     static const char *const names[] = {"mem_offset", "src", "count", "src_offset",
                                         NULL};
-    static const struct args_spec spec = {"read_to_memory", names, 0, 3};
-    return transfer_method(op, &spec, args, nargs, kwnames, true);
+    static const struct args_spec spec = {
+        .function = "read_to_memory", .names = names, .required = 3};
+    return transfer_method(op, memory_of(op)->span.state, &spec, args, nargs, kwnames,
+                           true);
 }
 
 const char transfer_write_from_memory_doc[] = PyDoc_STR(
@@ -503,8 +551,30 @@ transfer_write_from_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs
 {
     static const char *const names[] = {"mem_offset", "dst", "count", "dst_offset",
                                         NULL};
-    static const struct args_spec spec = {"write_from_memory", names, 0, 3};
-    return transfer_method(op, &spec, args, nargs, kwnames, false);
+    static const struct args_spec spec = {
+        .function = "write_from_memory", .names = names, .required = 3};
+    return transfer_method(op, memory_of(op)->span.state, &spec, args, nargs, kwnames,
+                           false);
+}
+
+PyObject *
+transfer_read_to_guest(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                       PyObject *kwnames)
+{
+    static const char *const names[] = {"addr", "src", "count", "src_offset", NULL};
+    static const struct args_spec spec = {
+        .function = "read_to_memory", .names = names, .required = 3};
+    return transfer_method(op, guest_of(op)->state, &spec, args, nargs, kwnames, true);
+}
+
+PyObject *
+transfer_write_from_guest(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *kwnames)
+{
+    static const char *const names[] = {"addr", "dst", "count", "dst_offset", NULL};
+    static const struct args_spec spec = {
+        .function = "write_from_memory", .names = names, .required = 3};
+    return transfer_method(op, guest_of(op)->state, &spec, args, nargs, kwnames, false);
 }
 
 int

@@ -20,15 +20,19 @@
 int
 memory_refuse(const memory_object *self)
 {
-    errors_closed(self->span.state, self->is_mapping ? "the mapping has been closed"
-                                                     : "the slice has been released");
+    static const char *const texts[] = {
+        [A_MAPPING] = "the mapping has been closed",
+        [A_SLICE] = "the slice has been released",
+        [A_REGION] = "the guest memory has been closed",
+    };
+    errors_closed(self->span.state, texts[self->kind]);
     return -1;
 }
 
 void
 memory_vacate(memory_object *self)
 {
-    if (self->is_mapping) {
+    if (self->kind == A_MAPPING) {
         pages_unmap_or_report(&self->span.lender.pages->mapping);
     }
     else {
@@ -52,7 +56,7 @@ memory_busy(memory_object *self, uint64_t seen)
 {
     uint64_t borrowers = (seen & HOLD_ANYONE) / HOLD_BORROW;
     uint64_t calls = seen % HOLD_BORROW, slices = 0, refs = 0;
-    if (self->is_mapping) {
+    if (self->kind == A_MAPPING) {
         /* The pages count all who borrow from them together with the mapping's own.
          * Read apart from the word: without a GIL they may be a step ahead. */
         slices = Py_MIN(hold_read(&self->span.lender.pages->slices), borrowers);
@@ -65,7 +69,8 @@ memory_busy(memory_object *self, uint64_t seen)
                        "exported buffer");
     memory_list_holder(text, sizeof(text), calls, "running call");
     PyErr_Format(PyExc_BufferError, "cannot %s: it is held by %s",
-                 self->is_mapping ? "close the mapping" : "release the slice", text);
+                 self->kind == A_MAPPING ? "close the mapping" : "release the slice",
+                 text);
     return NULL;
 }
 
@@ -76,7 +81,7 @@ memory_close(memory_object *self)
     if (!hold_close(self->hold, &seen)) {
         return seen & HOLD_CLOSED ? Py_NewRef(Py_None) : memory_busy(self, seen);
     }
-    if (!self->is_mapping) {
+    if (self->kind != A_MAPPING) {
         lender_give_back(&self->span.lender, BORROW_SLICE);
         Py_RETURN_NONE;
     }
@@ -120,9 +125,7 @@ memory_exit_block(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (nargs == 0 || Py_IsNone(args[0])) {
         return memory_close(self);
     }
-    if (hold_abandon(self->hold)) {
-        memory_vacate(self);
-    }
+    memory_abandon(self);
     Py_RETURN_NONE;
 }
 
@@ -160,12 +163,12 @@ memory_repr(PyObject *op)
     memory_object *self = memory_of(op);
     char size[32];
     PyOS_snprintf(size, sizeof(size), "%#zx", self->span.size);
-    return PyUnicode_FromFormat("<guestmem.%s size=%s%s>",
-                                self->is_mapping ? "MemoryMapping" : "VolatileSlice",
-                                size,
-                                !hold_is_closed(self->hold) ? ""
-                                : self->is_mapping          ? " closed"
-                                                            : " released");
+    return PyUnicode_FromFormat(
+        "<guestmem.%s size=%s%s>",
+        self->kind == A_MAPPING ? "MemoryMapping" : "VolatileSlice", size,
+        !hold_is_closed(self->hold) ? ""
+        : self->kind == A_MAPPING   ? " closed"
+                                    : " released");
 }
 
 /* The exported buffer is a borrower until it is released. What is done through

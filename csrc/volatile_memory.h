@@ -7,13 +7,16 @@
 
 #include "span.h"
 
+/* A slice that a GuestMemory has made for itself is a region of it. */
+enum memory_kind { A_MAPPING, A_SLICE, A_REGION };
+
 typedef struct {
     PyObject_HEAD
     struct span span;
     PyObject *weakrefs;
     hold *hold; /* the word that calls enter: that of the pages for a mapping, its
                    own for a slice */
-    bool is_mapping;
+    enum memory_kind kind;
 } memory_object;
 
 static inline memory_object *
@@ -72,6 +75,15 @@ memory_leave(memory_object *self, enum stay stay)
     }
 }
 
+/* Nobody enters any more; whoever is inside goes on, and the last one gives it back. */
+static inline void
+memory_abandon(memory_object *self)
+{
+    if (hold_abandon(self->hold)) {
+        memory_vacate(self);
+    }
+}
+
 static inline enum stay
 memory_stay_of_copy(size_t count)
 {
@@ -81,12 +93,13 @@ memory_stay_of_copy(size_t count)
 /* Fills in what all memory has; the object is new and of a type that derives from
  * VolatileMemory. */
 static inline void
-memory_start(memory_object *self, const struct span *span, hold *word, bool is_mapping)
+memory_start(memory_object *self, const struct span *span, hold *word,
+             enum memory_kind kind)
 {
     self->span = *span;
     self->weakrefs = NULL;
     self->hold = word;
-    self->is_mapping = is_mapping;
+    self->kind = kind;
 }
 
 /* Copies count bytes between span and buf, an object whose buffer is exported to the

@@ -9,7 +9,7 @@ import os
 import pickle
 import random
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 import pytest
 
@@ -93,7 +93,7 @@ def test_structs_and_classes(memory: MemoryMapping) -> None:
     assert repr(points) == "<guestmem.VolatileArrayRef type=Point len=4>"
     assert repr(tuples) == "<guestmem.VolatileArrayRef type=Struct len=3>"
     with pytest.raises(TypeError):
-        points[0] = (1, 2)
+        points[0] = (1, 2)  # type: ignore[assignment]
 
 
 def test_parts(memory: MemoryMapping) -> None:
@@ -191,7 +191,7 @@ def test_copies(memory: MemoryMapping) -> None:
         ref.copy_to(b"12")
     for bad in "12", {1, 2}, 5, None:
         with pytest.raises(TypeError, match="src must be a buffer or a sequence of values"):
-            ref.copy_from(bad)  # type: ignore[call-overload]
+            ref.copy_from(bad)  # type: ignore[arg-type]
 
 
 def test_a_sequence_is_looked_at_before_anything_is_written(memory: MemoryMapping) -> None:
@@ -232,7 +232,7 @@ def test_lifetime() -> None:
             bad(ref)
     with pytest.raises(TypeError, match="cannot create"):
         VolatileArrayRef()
-    assert VolatileArrayRef[int].__origin__ is VolatileArrayRef
+    assert get_origin(VolatileArrayRef[int]) is VolatileArrayRef
     del ref
     part[0] = 1.5
     del part

@@ -7,7 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 import pytest
 
@@ -180,9 +180,9 @@ def test_what_can_be_referred_to(memory: MemoryMapping) -> None:
         memory.get_atomic_ref(PAGE - 1, u64)
     with pytest.raises(AddressOverflowError):
         memory.get_atomic_ref(2**64 - 4, u64)
-    for scalar in guestmem.f32, guestmem.f64:
-        with pytest.raises(TypeError, match=f"a Scalar of integers, not guestmem.{scalar.name}"):
-            memory.get_atomic_ref(0, scalar)  # type: ignore[arg-type]
+    for real in guestmem.f32, guestmem.f64:
+        with pytest.raises(TypeError, match=f"a Scalar of integers, not guestmem.{real.name}"):
+            memory.get_atomic_ref(0, real)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a Scalar of integers, not the class 'int'"):
         memory.get_atomic_ref(0, int)  # type: ignore[arg-type]
 
@@ -202,7 +202,7 @@ def test_lifetime() -> None:
             bad(ref)
     with pytest.raises(TypeError, match="cannot create"):
         AtomicRef()
-    assert AtomicRef[int].__origin__ is AtomicRef
+    assert get_origin(AtomicRef[int]) is AtomicRef
     del ref
     part.release()
     memory.close()
@@ -228,10 +228,11 @@ def test_faults(backing: Callable[[int], Backing]) -> None:
         with pytest.raises(ReadFromMemoryError) as read:
             ref.load()
         assert read.value.offset == 0
-        for call, *args in (
+        calls: tuple[Any, ...] = (
             *((ref.store, 1), (ref.exchange, 1), (ref.fetch_add, 1), (ref.fetch_or, 1)),
             (ref.compare_exchange, 1, 1),
-        ):
+        )
+        for call, *args in calls:
             with pytest.raises(WriteToMemoryError) as write:
                 call(*args)
             assert write.value.offset == 0

@@ -9,6 +9,9 @@ import pytest
 import guestmem
 from guestmem import (
     AtomicRef,
+    DirtyBitmap,
+    GuestMemory,
+    GuestRegion,
     MemoryMapping,
     Ordering,
     Scalar,
@@ -20,7 +23,7 @@ from guestmem import (
 )
 
 TYPES = [VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar]
-TYPES += [AtomicRef, VolatileArrayRef, Ordering]
+TYPES += [AtomicRef, VolatileArrayRef, DirtyBitmap, GuestMemory, GuestRegion, Ordering]
 MODULES = {**dict.fromkeys(errors.__all__, "guestmem.errors"), "Ordering": "guestmem.ordering"}
 
 # What there is: the signature, and the errors that help() must mention. The signature of a property
@@ -53,11 +56,15 @@ MEMORY: dict[str, tuple[str | None, str]] = {
     "__enter__": ("(self, /)", "ClosedError"),
     "__exit__": ("(self, exc_type=None, exc_value=None, traceback=None, /)", "BufferError"),
 }
+GUEST_ERRORS = "InvalidGuestAddressError AddressOverflowError"
 API: dict[type, dict[str, tuple[str | None, str]]] = {
     VolatileMemory: MEMORY,
     MemoryMapping: MEMORY | {
-        "from_fd": ("(fd, size)", "SystemCallFailedError|from_fd_offset"),
-        "from_fd_offset": ("(fd, size, offset)", "InvalidOffsetError SystemCallFailedError"),
+        "dirty": (None, ""),
+        "from_fd": ("(fd, size, *, track_dirty=False)", "SystemCallFailedError|from_fd_offset"),
+        "from_fd_offset": (
+            "(fd, size, offset, *, track_dirty=False)", "InvalidOffsetError SystemCallFailedError"
+        ),
         "close": ("(self, /)", "BufferError"),
     },
     VolatileSlice: MEMORY | {
@@ -99,6 +106,45 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "copy_to": ("(self, buf, /)", "BufferError"),
         "copy_from": ("(self, src, /)", ""),
         "to_slice": ("(self, /)", ""),
+    },
+    DirtyBitmap: {
+        "page_size": (None, ""),
+        "num_pages": (None, ""),
+        "count": (None, ""),
+        "mark": ("(self, offset, count, /)", "InvalidAddressError"),
+        "is_dirty": ("(self, offset, /)", "InvalidAddressError"),
+        "ranges": ("(self, /)", ""),
+        "take": ("(self, /)", ""),
+        "merge": ("(self, bitmap, /)", "ValueError"),
+    },
+    GuestMemory: {
+        **dict.fromkeys(["regions", "num_regions", "size", "last_addr", "closed"], (None, "")),
+        "from_ranges": ("(ranges)", ""),
+        "find_region": ("(self, addr, /)", ""),
+        "address_in_range": ("(self, addr, /)", ""),
+        "check_range": ("(self, addr, count, /)", ""),
+        "checked_offset": ("(self, addr, n, /)", ""),
+        "get_host_address": ("(self, addr, /)", "InvalidGuestAddressError ClosedError"),
+        "get_slice": ("(self, addr, count, /)", "OutOfBoundsError " + GUEST_ERRORS),
+        "slices": ("(self, addr, count, /)", GUEST_ERRORS),
+        "get_ref": ("(self, addr, type, /)", "get_slice"),
+        "get_atomic_ref": ("(self, addr, type, /)", "get_slice MisalignedError"),
+        "get_array_ref": ("(self, addr, n, type, /)", "get_slice"),
+        "read_obj": ("(self, addr, type, /)", GUEST_ERRORS),
+        "write_obj": ("(self, val, addr, /, type=None)", GUEST_ERRORS),
+        "read_slice": ("(self, buf, addr, /)", GUEST_ERRORS),
+        "write_slice": ("(self, buf, addr, /)", GUEST_ERRORS),
+        "read_bytes": ("(self, addr, count, /)", GUEST_ERRORS),
+        "read_exact": ("(self, buf, addr, /)", GUEST_ERRORS),
+        "write_all": ("(self, buf, addr, /)", GUEST_ERRORS),
+        "fill": ("(self, byte, addr, count, /)", "OverflowError " + GUEST_ERRORS),
+        "read_to_memory": ("(self, /, addr, src, count, src_offset=None)", GUEST_ERRORS),
+        "write_from_memory": ("(self, /, addr, dst, count, dst_offset=None)", GUEST_ERRORS),
+        "with_region": ("(self, addr, memory, /)", ""),
+        "without_region": ("(self, addr, size, /)", "InvalidGuestAddressError ValueError"),
+        "close": ("(self, /)", "BufferError ClosedError"),
+        "__enter__": ("(self, /)", "ClosedError"),
+        "__exit__": ("(self, exc_type=None, exc_value=None, traceback=None, /)", "BufferError"),
     },
     Scalar: {"name": (None, ""), "size": (None, "")},
 }  # fmt: skip
@@ -189,7 +235,7 @@ def test_as_ptr_says_that_it_holds_nothing(name: str) -> None:
 
 
 def test_constructor() -> None:
-    assert str(inspect.signature(MemoryMapping)) == "(size)"
+    assert str(inspect.signature(MemoryMapping)) == "(size, *, track_dirty=False)"
     assert MemoryMapping(size=5).size == 5
     for args in ((), (1, 2)):
         with pytest.raises(TypeError, match="MemoryMapping"):

@@ -39,6 +39,8 @@ TREE: dict[str, tuple[str, ...]] = {
     "OutOfBoundsError": ("VolatileMemoryError", "IndexError"),
     "AddressOverflowError": ("VolatileMemoryError", "OverflowError"),
     "MisalignedError": ("VolatileMemoryError", "ValueError"),
+    "InvalidGuestAddressError": ("VolatileMemoryError", "IndexError"),
+    "MemoryRegionOverlapError": ("VolatileMemoryError", "ValueError"),
     "CoreDumpWarning": ("RuntimeWarning",),
 }
 
@@ -162,6 +164,22 @@ RAISED: dict[str, tuple[Callable[[], object], str, dict[str, Any], str]] = {
         lambda: mapping().get_slice(0x1380, 9),
         "OutOfBoundsError", {"addr": 0x1389},
         "a range that ends at 0x1389 is not within memory of size 0x1388",
+    ),
+    "hole": (
+        lambda: guestmem.GuestMemory([(0x1000, mapping())]).read_bytes(0x2380, 9),
+        "InvalidGuestAddressError", {"addr": 0x2388},
+        "no region of guest memory holds address 0x2388",
+    ),
+    "border": (
+        lambda: guestmem.GuestMemory([(0, mapping()), (0x1388, mapping())]).get_slice(0x1380, 9),
+        "OutOfBoundsError", {"addr": 0x1389, "size": 0x1388, "border": True},
+        "a range that ends at 0x1389 crosses into another region at 0x1388",
+    ),
+    "overlap": (
+        lambda: guestmem.GuestMemory([(0, mapping()), (5, mapping())]),
+        "MemoryRegionOverlapError",
+        {"start": 5, "size": 0x1388, "other_start": 0, "other_size": 0x1388},
+        "the region at 0x5 of size 0x1388 overlaps that at 0x0 of size 0x1388",
     ),
     "alignment": (
         lambda: mapping().get_atomic_ref(0x13, guestmem.u16),
@@ -338,7 +356,16 @@ OF_A_SLICE: dict[str, Callable[[Any], object]] = {
     "copy_to_volatile_slice": lambda s: s.copy_to_volatile_slice(mapping().get_slice(0, 0)),
     "copy_to_volatile_slice dst": lambda s: mapping().get_slice(0, 0).copy_to_volatile_slice(s),
 }
-STILL_ALLOWED = {"close", "release", "size", "closed", "from_fd", "from_fd_offset", "from_buffer"}
+STILL_ALLOWED = {
+    "close",
+    "release",
+    "size",
+    "closed",
+    "dirty",
+    "from_fd",
+    "from_fd_offset",
+    "from_buffer",
+}
 
 
 @pytest.mark.parametrize("what", METHODS)

@@ -27,6 +27,7 @@ ENV = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "CFLAGS", 
 INFALLIBLE = r"""
     Py(Bool|ByteArray|Bytes|CFunction|Complex|Float|Long|MemoryView|Slice|Type|Unicode)_Type
     | PyExc_\w+ | Py_Version | PySequence_Check | PySlice_AdjustIndices
+    | PyStructSequence_SetItem | _Py_(True|False)Struct | qsort
     | PyBytes_(AsString|Size) | PyBool_FromLong | PyCFunction_Get\w+ | PyDict_Next
     | PyList_(GetItem|Size) | PyTuple_(GetItem|SetItem|Size)        # a new tuple, and in range
     | PyLong_As\w+ | PyUnicode_CompareWithASCIIString               # of exact ints: no code runs

@@ -22,6 +22,9 @@ import pytest
 import guestmem
 from guestmem import (
     AtomicRef,
+    DirtyBitmap,
+    GuestMemory,
+    GuestRegion,
     MemoryMapping,
     Ordering,
     Scalar,
@@ -101,10 +104,17 @@ class World:
         self.gone_ref = self.file.get_ref(PAGE, u64)
         os.ftruncate(gone, PAGE)  # of two pages one is missing
         os.close(gone)
+        self.tracked = MemoryMapping(300 * PAGE, track_dirty=True)
+        assert self.tracked.dirty is not None
+        self.dirty = self.tracked.dirty
+        self.tracked.fill(1, 5 * PAGE, 70 * PAGE)
+        self.guest = GuestMemory(
+            [(PAGE, self.m.get_slice(64, PAGE)), (0, self.m.get_slice(9 * PAGE, PAGE))]
+        )
         self.atomic = self.m.get_atomic_ref(8, u64)
         self.swapped = self.m.get_atomic_ref(16, be64)
-        self.array = self.m.get_array_ref(0, 8, u64)
-        self.points = self.m.get_array_ref(1, 4, Point)
+        self.array: Any = self.m.get_array_ref(0, 8, u64)
+        self.points: Any = self.m.get_array_ref(1, 4, Point)
         self.gone_array = self.file.get_array_ref(PAGE - 16, 8, u64)
 
 
@@ -121,6 +131,7 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
     m: Any = w.m
     s: Any = w.s
     f: Any = w.file
+    g: Any = w.guest
     closed: Any = w.closed
     from_buffer: Any = VolatileSlice.from_buffer
     bad, boom, io_error = untyped(object(), Raising(ZeroDivisionError), Raising(OSError, 5, "five"))
@@ -262,6 +273,68 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             w.ref.to_slice, w.point.to_slice, lambda: bad_call(w.ref.to_slice),
         ],
         "VolatileRef.type": [lambda: w.ref.type, lambda: w.point.type],
+        "MemoryMapping.dirty": [
+            lambda: MemoryMapping(PAGE, track_dirty=True).dirty, lambda: m.dirty,
+            lambda: MemoryMapping(PAGE, track_dirty=Untrue()),
+            lambda: MemoryMapping.from_fd(w.fd, PAGE, track_dirty=True),
+        ],
+        "DirtyBitmap.mark": [lambda: w.dirty.mark(5 * PAGE, 9), lambda: w.dirty.mark(0, 2**40),
+                             lambda: w.dirty.mark(bad, 0)],
+        "DirtyBitmap.is_dirty": [lambda: w.dirty.is_dirty(0), lambda: w.dirty.is_dirty(2**40)],
+        "DirtyBitmap.ranges": [w.dirty.ranges, lambda: bad_call(w.dirty.ranges)],
+        "DirtyBitmap.take": [take, lambda: bad_call(w.dirty.take)],
+        "DirtyBitmap.merge": [lambda: w.dirty.merge(w.dirty), lambda: w.dirty.merge(b""),
+                              lambda: w.dirty.merge(bad)],
+        "DirtyBitmap.count": [lambda: w.dirty.count, lambda: repr(w.dirty), lambda: bytes(w.dirty)],
+        "DirtyBitmap.page_size": [lambda: w.dirty.page_size],
+        "DirtyBitmap.num_pages": [lambda: w.dirty.num_pages],
+        "tracked writes": [lambda: w.tracked.fill(1, 5 * PAGE, 8),
+                           lambda: w.tracked.read_to_memory(5 * PAGE, io.BytesIO(DATA), 64),
+                           lambda: w.tracked.read_to_memory(5 * PAGE, io.BytesIO(DATA), 65)],
+        "GuestMemory": [
+            lambda: GuestMemory([(0, s), (PAGE, m)]), lambda: GuestMemory([(0, s), (8, m)]),
+            lambda: GuestMemory([(0, s), (PAGE, closed)]), lambda: GuestMemory(bad),
+            lambda: GuestMemory([(0, s), (2**64 - 1, m)]), lambda: GuestMemory([(0, s), bad]),
+            lambda: GuestMemory([(boom, s)]), lambda: GuestMemory([(0, m.get_slice(0, 0))]),
+        ],
+        "from_ranges": [lambda: GuestMemory.from_ranges([(0, PAGE), (PAGE, 1)]),
+                        lambda: GuestMemory.from_ranges([(0, PAGE), (PAGE, 0)])],
+        "regions": [lambda: g.regions], "num_regions": [lambda: g.num_regions],
+        "last_addr": [lambda: g.last_addr, lambda: repr(g)],
+        "find_region": [lambda: g.find_region(PAGE), lambda: g.find_region(-1)],
+        "address_in_range": [lambda: g.address_in_range(PAGE)],
+        "check_range": [lambda: g.check_range(0, 2 * PAGE), lambda: g.check_range(0, 2**64 - 1),
+                        lambda: g.check_range(2**60, 5), lambda: g.check_range(0, bad)],
+        "checked_offset": [lambda: g.checked_offset(5, 6), lambda: g.checked_offset(2**63, 2**63)],
+        "get_host_address": [lambda: g.get_host_address(5), lambda: g.get_host_address(2**40)],
+        "slices": [lambda: list(g.slices(PAGE - 5, 10)), lambda: g.slices(2 * PAGE, 1)],
+        "with_region": [lambda: g.with_region(9 * PAGE, s), lambda: g.with_region(1, s),
+                        lambda: g.with_region(bad, s), lambda: g.with_region(2**50, closed)],
+        "without_region": [lambda: g.without_region(0, PAGE), lambda: g.without_region(0, 1),
+                           lambda: g.without_region(9, 1)],
+        "guest accessors": [
+            lambda: g.read_obj(8, u64), lambda: g.read_obj(PAGE - 3, u64),
+            lambda: g.read_obj(PAGE - 3, Point), lambda: g.read_obj(2**40, u64),
+            lambda: g.read_obj(2 * PAGE - 3, LAYOUT), lambda: g.read_obj(0, bad),
+            lambda: g.write_obj(2**63, 8, u64), lambda: g.write_obj(5, PAGE - 3, u64),
+            lambda: g.write_obj(Point(1), PAGE - 3), lambda: g.write_obj(-1, PAGE - 3, u64),
+            lambda: g.write_obj((1, 2), 2 * PAGE, LAYOUT), lambda: g.write_obj(bad, 0),
+            lambda: g.read_bytes(PAGE - 3, 8), lambda: g.read_bytes(PAGE, 2 * PAGE),
+            lambda: g.read_slice(bytearray(64), PAGE - 3), lambda: g.read_exact(bytearray(9), 5),
+            lambda: g.read_slice(b"", 0), lambda: g.write_slice(DATA, 2 * PAGE - 3),
+            lambda: g.write_all(DATA, PAGE - 3), lambda: g.write_all(DATA, 2 * PAGE - 3),
+            lambda: g.fill(1, PAGE - 3, 8), lambda: g.fill(1, 2**64 - 3, 8),
+            lambda: g.get_slice(PAGE, 8), lambda: g.get_slice(PAGE - 3, 8),
+            lambda: g.get_ref(8, Point).load(), lambda: g.get_array_ref(8, 4, u64).tolist(),
+            lambda: g.get_atomic_ref(8, u64).load(), lambda: g.get_atomic_ref(9, u64),
+        ],
+        "guest transfers": [
+            lambda: g.read_to_memory(PAGE - 3, io.BytesIO(DATA), 64),
+            lambda: g.read_to_memory(PAGE - 3, io.BytesIO(DATA), 65),
+            lambda: g.read_to_memory(PAGE - 3, w.fd, 64, 0),
+            lambda: g.write_from_memory(PAGE - 3, io.BytesIO(), 64),
+            lambda: g.write_from_memory(2 * PAGE - 3, io.BytesIO(), 64),
+        ],
         "AtomicRef.load": [w.atomic.load, lambda: w.atomic.load(Ordering.RELAXED),
                            lambda: w.atomic.load(bad), lambda: w.atomic.load(Ordering.RELEASE)],
         "AtomicRef.store": [lambda: w.atomic.store(5), lambda: w.atomic.store(-1)],
@@ -318,9 +391,20 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
         "weak references": [lambda: weakref.ref(m.get_slice(0, 1)), lambda: weakref.ref(w.ref)],
         "no instances": [
             *untyped(VolatileMemory, VolatileSlice, VolatileRef, Scalar),
-            *untyped(AtomicRef, VolatileArrayRef),
+            *untyped(AtomicRef, VolatileArrayRef, DirtyBitmap),
         ],
     }  # fmt: skip
+
+
+class Untrue:
+    def __bool__(self) -> bool:
+        raise ZeroDivisionError
+
+
+def take() -> object:
+    memory: Any = MemoryMapping(300 * PAGE, track_dirty=True)
+    memory.fill(1, 5 * PAGE, 70 * PAGE)
+    return memory.dirty.take()
 
 
 def bad_call(method: Callable[..., object]) -> None:
@@ -361,12 +445,12 @@ def test_every_public_method_is_in_the_table(world: World) -> None:
     names = {name.rpartition(".")[2] for name in calls(world)}
     names |= set(dir(object)) - {"__reduce__", "__repr__"} | {"__release_buffer__", "__module__"}
     types = [VolatileMemory, MemoryMapping, VolatileSlice, VolatileRef, Scalar]
-    types += [AtomicRef, VolatileArrayRef]
+    types += [AtomicRef, VolatileArrayRef, DirtyBitmap, GuestMemory]
     missing = [f"{cls.__name__}.{name}" for cls in types for name in set(dir(cls)) - names]
     assert missing == []
     public = [getattr(guestmem, name) for name in guestmem.__all__]
     public = [cls for cls in public if isinstance(cls, type) and not issubclass(cls, Exception)]
-    assert set(public) == {*types, Ordering}
+    assert set(public) == {*types, GuestRegion, Ordering}
 
 
 # Of these all calls work, or all are refused.

@@ -13,8 +13,10 @@ __all__ = [
     "CoreDumpWarning",
     "GuestMemoryError",
     "InvalidAddressError",
+    "InvalidGuestAddressError",
     "InvalidOffsetError",
     "InvalidRangeError",
+    "MemoryRegionOverlapError",
     "MisalignedError",
     "MmapError",
     "OutOfBoundsError",
@@ -185,15 +187,52 @@ class ClosedError(MmapError, ValueError):
 
 
 class OutOfBoundsError(VolatileMemoryError, IndexError):
-    """addr, the end of the range that was asked for, passes the size (bytes)."""
+    """addr, the end of the range that was asked for, passes the size (bytes).
 
-    def __init__(self, addr: int, size: int) -> None:
-        super().__init__(addr, size)
+    Of a guest's memory size is the guest address at which a region ends, and the next begins: what
+    borrows lies in one of them (border is True then).
+    """
+
+    def __init__(self, addr: int, size: int, border: bool = False) -> None:
+        super().__init__(addr, size, border)
         self.addr = addr
         self.size = size
+        self.border = border
 
     def __str__(self) -> str:
+        if self.border:
+            return (
+                f"a range that ends at {self.addr:#x} crosses into another region at {self.size:#x}"
+            )
         return f"a range that ends at {self.addr:#x} is not within memory of size {self.size:#x}"
+
+
+class InvalidGuestAddressError(VolatileMemoryError, IndexError):
+    """No region of the guest's memory holds addr: the first address that is in a hole."""
+
+    def __init__(self, addr: int) -> None:
+        super().__init__(addr)
+        self.addr = addr
+
+    def __str__(self) -> str:
+        return f"no region of guest memory holds address {self.addr:#x}"
+
+
+class MemoryRegionOverlapError(VolatileMemoryError, ValueError):
+    """Two regions of guest memory overlap: start and size, other_start and other_size."""
+
+    def __init__(self, start: int, size: int, other_start: int, other_size: int) -> None:
+        super().__init__(start, size, other_start, other_size)
+        self.start = start
+        self.size = size
+        self.other_start = other_start
+        self.other_size = other_size
+
+    def __str__(self) -> str:
+        return (
+            f"the region at {self.start:#x} of size {self.size:#x} overlaps that at "
+            f"{self.other_start:#x} of size {self.other_size:#x}"
+        )
 
 
 class AddressOverflowError(VolatileMemoryError, OverflowError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import ClassVar
+    from typing import ClassVar, Self
 
 __all__ = ["Ordering"]
 
@@ -28,7 +28,7 @@ class Ordering:
     ACQ_REL: ClassVar[Ordering]
     SEQ_CST: ClassVar[Ordering]
 
-    def __new__(cls) -> Ordering:
+    def __new__(cls) -> Self:
         raise TypeError("cannot create 'guestmem.Ordering' instances")
 
     @property
@@ -45,7 +45,7 @@ class Ordering:
 
 def _make(name: str) -> Ordering:
     ordering = object.__new__(Ordering)
-    ordering._name = name
+    ordering._name = name  # pyright: ignore[reportPrivateUsage]
     setattr(Ordering, name, ordering)
     return ordering
 

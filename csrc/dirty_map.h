@@ -1,0 +1,46 @@
+/* Which pages of a mapping were written: one bit for each, changed by atomic
+ * operations, so that whoever takes them misses none. No Python here.
+ *
+ * The layout is that of KVM_GET_DIRTY_LOG: words of 64 bits in host order, bit i of
+ * word w is page 64 * w + i; bits past the last page stay 0.
+ */
+#ifndef GUESTMEM_DIRTY_MAP_H
+#define GUESTMEM_DIRTY_MAP_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct dirty_map {
+    const char *base; /* the first byte of the memory: an address, never followed */
+    size_t size;      /* its bytes */
+    unsigned shift;   /* 1 << shift is the size of a page */
+    size_t pages;
+    size_t words;
+    _Atomic uint64_t *bits;
+};
+
+/* Sets what does not depend on where the memory is; bits are the caller's. */
+void dirty_map_init(struct dirty_map *self, size_t size, size_t page);
+
+/* The bits of word w that pages have. */
+static inline uint64_t
+dirty_map_mask(const struct dirty_map *self, size_t w)
+{
+    size_t rest = self->pages - 64 * w;
+    return rest >= 64 ? UINT64_MAX : (UINT64_C(1) << rest) - 1;
+}
+
+/* Marks the pages of [offset, offset + count), which lies in the memory, *after* they
+ * were written. The operation is sequentially consistent also where the bit is set
+ * already: who takes it has then waited for what was written. */
+void dirty_map_mark(struct dirty_map *self, size_t offset, size_t count);
+
+static inline bool
+dirty_map_get(const struct dirty_map *self, size_t page)
+{
+    return atomic_load(&self->bits[page / 64]) >> page % 64 & 1;
+}
+
+#endif

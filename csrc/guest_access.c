@@ -1,0 +1,549 @@
+/* The accessors of GuestMemory: those of VolatileMemory, region by region. */
+#include "native.h"
+
+#include "accessors.h"
+#include "args.h"
+#include "element.h"
+#include "guest.h"
+
+/* Bytes between a host's buffer and a range that guest_reach() has found. */
+static int
+guest_exchange(guest_object *self, uint64_t addr, char *host, uint64_t count,
+               enum direction direction)
+{
+    while (count > 0) {
+        struct piece piece = guest_piece(self, addr, count);
+        enum stay stay = memory_stay_of_copy(piece.count);
+        if (memory_enter(piece.part, stay) < 0) {
+            return -1;
+        }
+        const struct span *span = &piece.part->span;
+        int failed = direction == INTO_BUFFER
+                         ? span_read(span, piece.offset, host, piece.count)
+                         : span_write(span, piece.offset, host, piece.count);
+        memory_leave(piece.part, stay);
+        if (failed) {
+            return -1;
+        }
+        addr += piece.count;
+        host += piece.count;
+        count -= piece.count;
+    }
+    return 0;
+}
+
+/* --- Objects ------------------------------------------------------------------------- */
+
+/* An object that lies in more than one region, or nowhere: by its bytes. */
+static PyObject *
+guest_read_across(guest_object *self, uint64_t addr, PyObject *kind)
+{
+    struct borrower what;
+    if (accessor_want_ref(self->state, kind, &what) < 0
+        || guest_reach_all(self, addr, what.count) < 0) {
+        return NULL;
+    }
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)what.count);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    PyObject *result = NULL;
+    char *host = PyBytes_AsString(bytes);
+    if (guest_exchange(self, addr, host, what.count, INTO_BUFFER) == 0) {
+        struct span span = {.state = self->state, .addr = host, .size = what.count};
+        struct element element = element_of(self->state, kind, what.count);
+        result = element_load(&element, &span, 0);
+        Py_DECREF(element.type);
+    }
+    Py_DECREF(bytes);
+    return result;
+}
+
+PyDoc_STRVAR(
+    guest_read_obj_doc,
+    "read_obj($self, addr, type, /)\n--\n\n"
+    "Return the object of this type at a guest address.\n"
+    "\n"
+    "As VolatileMemory.read_obj(). One that crosses into another region is\n"
+    "read region by region. InvalidGuestAddressError where a byte of it is in a\n"
+    "hole, AddressOverflowError beyond 2**64.");
+
+static PyObject *
+guest_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    uint64_t addr;
+    if (args_count(nargs, 2, 2, "read_obj", "addr, type") < 0
+        || args_u64(args[0], "addr", &addr) < 0) {
+        return NULL;
+    }
+    if (scalar_check(self->state, args[1])) {
+        size_t width = ((scalar_object *)args[1])->width;
+        const struct region *region = guest_find_all(self, addr, width);
+        if (region != NULL) {
+            return accessor_read_object(region->part, addr - region->start, args[1]);
+        }
+    }
+    struct borrower what;
+    if (accessor_want_ref(self->state, args[1], &what) < 0) {
+        return NULL;
+    }
+    const struct region *region = guest_find_all(self, addr, what.count);
+    return region != NULL
+               ? accessor_read_object(region->part, addr - region->start, args[1])
+               : guest_read_across(self, addr, args[1]);
+}
+
+static int
+guest_write_across(guest_object *self, PyObject *value, uint64_t addr, PyObject *kind)
+{
+    struct borrower what;
+    if (accessor_want_ref(self->state, kind, &what) < 0
+        || guest_reach_all(self, addr, what.count) < 0) {
+        return -1;
+    }
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)what.count);
+    if (bytes == NULL) {
+        return -1;
+    }
+    char *host = PyBytes_AsString(bytes);
+    struct span span = {
+        .state = self->state, .addr = host, .size = what.count, .is_plain = true};
+    struct element element = element_of(self->state, kind, what.count);
+    int failed = element_store(&element, &span, 0, value);
+    Py_DECREF(element.type);
+    if (!failed) {
+        failed = guest_exchange(self, addr, host, what.count, INTO_MEMORY);
+    }
+    Py_DECREF(bytes);
+    return failed;
+}
+
+PyDoc_STRVAR(
+    guest_write_obj_doc,
+    "write_obj($self, val, addr, /, type=None)\n--\n\n"
+    "Write val, an object of this type, at a guest address.\n"
+    "\n"
+    "As VolatileMemory.write_obj(). One that crosses into another region is\n"
+    "written region by region. InvalidGuestAddressError where a byte of it is\n"
+    "in a hole, AddressOverflowError beyond 2**64: nothing is written then.");
+
+static PyObject *
+guest_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                PyObject *kwnames)
+{
+    static const char *const names[] = {"val", "addr", "type", NULL};
+    static const struct args_spec spec = {
+        .function = "write_obj", .names = names, .positional = 2, .required = 2};
+    guest_object *self = guest_of(op);
+    PyObject *given[3];
+    uint64_t addr;
+    struct borrower what;
+    if (args_named(&spec, args, nargs, kwnames, given) < 0
+        || args_u64(given[1], "addr", &addr) < 0) {
+        return NULL;
+    }
+    PyObject *kind = given[2];
+    if (kind == NULL || Py_IsNone(kind)) {
+        kind = (PyObject *)Py_TYPE(given[0]);
+    }
+    if (accessor_want_ref(self->state, kind, &what) < 0) {
+        return NULL;
+    }
+    const struct region *region = guest_find_all(self, addr, what.count);
+    if (region != NULL) {
+        return accessor_write_object(region->part, given[0], addr - region->start,
+                                     kind);
+    }
+    return guest_write_across(self, given[0], addr, kind) < 0 ? NULL
+                                                              : Py_NewRef(Py_None);
+}
+
+/* --- What borrows: within one region ------------------------------------------------- */
+
+static PyObject *
+guest_borrow(guest_object *self, uint64_t addr, const struct borrower *what)
+{
+    uint64_t reach;
+    if (guest_reach(self, addr, what->count, &reach) < 0) {
+        return NULL;
+    }
+    if (reach < what->count) {
+        return errors_invalid_guest_address(self->state, addr + reach);
+    }
+    /* With count 0 the end of a region will do. */
+    const struct region *region = guest_find(self, addr);
+    if (region == NULL) {
+        region = guest_find(self, addr - 1);
+    }
+    uint64_t offset = addr - region->start;
+    if (what->count > region->size - offset) {
+        return errors_crosses_border(self->state, addr + what->count,
+                                     region->start + region->size);
+    }
+    return accessor_borrow(region->part, offset, what);
+}
+
+PyDoc_STRVAR(
+    guest_get_slice_doc,
+    "get_slice($self, addr, count, /)\n--\n\n"
+    "Return a VolatileSlice of count bytes from a guest address on.\n"
+    "\n"
+    "It lies in one region: OutOfBoundsError where it would cross into the\n"
+    "next (slices() gives one for each), InvalidGuestAddressError where a byte\n"
+    "is in a hole, AddressOverflowError beyond 2**64.");
+
+static PyObject *
+guest_get_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct borrower what = {.kind = A_SLICE_OF_IT};
+    uint64_t addr;
+    return args_count(nargs, 2, 2, "get_slice", "addr, count") < 0
+                   || args_u64(args[0], "addr", &addr) < 0
+                   || args_u64(args[1], "count", &what.count) < 0
+               ? NULL
+               : guest_borrow(guest_of(op), addr, &what);
+}
+
+PyDoc_STRVAR(guest_slices_doc,
+             "slices($self, addr, count, /)\n--\n\n"
+             "Return an iterator of the VolatileSlices that cover a range.\n"
+             "\n"
+             "One for each region that it touches, in order. InvalidGuestAddressError\n"
+             "where a byte is in a hole, AddressOverflowError beyond 2**64.");
+
+static PyObject *
+guest_slices(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    uint64_t addr, count;
+    if (args_count(nargs, 2, 2, "slices", "addr, count") < 0
+        || args_u64(args[0], "addr", &addr) < 0
+        || args_u64(args[1], "count", &count) < 0
+        || guest_reach_all(self, addr, count) < 0) {
+        return NULL;
+    }
+    PyObject *list = PyList_New(0);
+    while (list != NULL && count > 0) {
+        struct piece piece = guest_piece(self, addr, count);
+        struct borrower what = {.kind = A_SLICE_OF_IT, .count = piece.count};
+        PyObject *slice = accessor_borrow(piece.part, piece.offset, &what);
+        if (slice == NULL || PyList_Append(list, slice) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(slice);
+        addr += piece.count;
+        count -= piece.count;
+    }
+    PyObject *result = list == NULL ? NULL : PyObject_GetIter(list);
+    Py_XDECREF(list);
+    return result;
+}
+
+PyDoc_STRVAR(guest_get_ref_doc,
+             "get_ref($self, addr, type, /)\n--\n\n"
+             "Return a VolatileRef to the object of this type at a guest address.\n"
+             "\n"
+             "The errors are those of get_slice(addr, size of type).");
+
+static PyObject *
+guest_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct borrower what;
+    uint64_t addr;
+    return args_count(nargs, 2, 2, "get_ref", "addr, type") < 0
+                   || args_u64(args[0], "addr", &addr) < 0
+                   || accessor_want_ref(guest_of(op)->state, args[1], &what) < 0
+               ? NULL
+               : guest_borrow(guest_of(op), addr, &what);
+}
+
+PyDoc_STRVAR(
+    guest_get_atomic_ref_doc,
+    "get_atomic_ref($self, addr, type, /)\n--\n\n"
+    "Return an AtomicRef to the integer of this type at a guest address.\n"
+    "\n"
+    "The errors are those of get_slice(addr, type.size); MisalignedError where\n"
+    "it does not lie at a multiple of its size in memory.");
+
+static PyObject *
+guest_get_atomic_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct borrower what;
+    uint64_t addr;
+    return args_count(nargs, 2, 2, "get_atomic_ref", "addr, type") < 0
+                   || args_u64(args[0], "addr", &addr) < 0
+                   || accessor_want_atomic_ref(guest_of(op)->state, args[1], &what) < 0
+               ? NULL
+               : guest_borrow(guest_of(op), addr, &what);
+}
+
+PyDoc_STRVAR(guest_get_array_ref_doc,
+             "get_array_ref($self, addr, n, type, /)\n--\n\n"
+             "Return a VolatileArrayRef to n objects from a guest address on.\n"
+             "\n"
+             "The errors are those of get_slice(addr, n * size of type).");
+
+static PyObject *
+guest_get_array_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    struct borrower what;
+    uint64_t addr;
+    return args_count(nargs, 3, 3, "get_array_ref", "addr, n, type") < 0
+                   || args_u64(args[0], "addr", &addr) < 0
+                   || accessor_want_array_ref(guest_of(op)->state, addr, args[1],
+                                              args[2], &what)
+                          < 0
+               ? NULL
+               : guest_borrow(guest_of(op), addr, &what);
+}
+
+PyDoc_STRVAR(
+    guest_get_host_address_doc,
+    "get_host_address($self, addr, /)\n--\n\n"
+    "Return the host address of a guest address, for passing to ioctls.\n"
+    "\n"
+    "It holds nothing: keep this object alive for as long as the kernel may use\n"
+    "the address. InvalidGuestAddressError in a hole, ClosedError once closed.");
+
+static PyObject *
+guest_get_host_address(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    uint64_t addr;
+    if (args_count(nargs, 1, 1, "get_host_address", "addr") < 0
+        || args_u64(args[0], "addr", &addr) < 0) {
+        return NULL;
+    }
+    const struct region *region = guest_find(self, addr);
+    if (region == NULL) {
+        return errors_invalid_guest_address(self->state, addr);
+    }
+    if (memory_enter(region->part, SHORT) < 0) {
+        return NULL;
+    }
+    PyObject *result =
+        PyLong_FromVoidPtr(region->part->span.addr + (addr - region->start));
+    memory_leave(region->part, SHORT);
+    return result;
+}
+
+/* --- Copies and fills ----------------------------------------------------------------- */
+
+PyDoc_STRVAR(guest_read_bytes_doc,
+             "read_bytes($self, addr, count, /)\n--\n\n"
+             "Return exactly count bytes from a guest address on, as bytes.\n"
+             "\n"
+             "InvalidGuestAddressError where one is in a hole, AddressOverflowError\n"
+             "beyond 2**64.");
+
+static PyObject *
+guest_read_bytes(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    uint64_t addr, count;
+    if (args_count(nargs, 2, 2, "read_bytes", "addr, count") < 0
+        || args_u64(args[0], "addr", &addr) < 0
+        || args_u64(args[1], "count", &count) < 0
+        || guest_reach_all(self, addr, count) < 0) {
+        return NULL;
+    }
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    if (bytes != NULL
+        && guest_exchange(self, addr, PyBytes_AsString(bytes), count, INTO_BUFFER)
+               < 0) {
+        Py_CLEAR(bytes);
+    }
+    return bytes;
+}
+
+/* Region by region, each by the accessor that guards both sides. */
+static int
+guest_copy(guest_object *self, uint64_t addr, PyObject *buf, const Py_buffer *view,
+           uint64_t count, enum direction direction)
+{
+    const struct region *region = guest_find_all(self, addr, count);
+    if (region != NULL && count == (uint64_t)view->len) {
+        return accessor_copy(region->part, addr - region->start, buf, view, direction,
+                             true)
+                       < 0
+                   ? -1
+                   : 0;
+    }
+    return guest_exchange(self, addr, view->buf, count, direction);
+}
+
+static PyObject *
+guest_copy_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
+                  const char *name, enum direction direction, bool exact)
+{
+    guest_object *self = guest_of(op);
+    uint64_t addr, count;
+    Py_buffer view;
+    if (args_count(nargs, 2, 2, name, "buf, addr") < 0
+        || args_u64(args[1], "addr", &addr) < 0
+        || args_buffer(args[0], "buf", &view, direction == INTO_BUFFER) < 0) {
+        return NULL;
+    }
+    count = (uint64_t)view.len;
+    int failed = exact ? guest_reach_all(self, addr, count)
+                       : guest_reach(self, addr, count, &count);
+    if (!failed) {
+        failed = guest_copy(self, addr, args[0], &view, count, direction);
+    }
+    PyBuffer_Release(&view);
+    if (failed) {
+        return NULL;
+    }
+    return exact ? Py_NewRef(Py_None) : PyLong_FromUnsignedLongLong(count);
+}
+
+PyDoc_STRVAR(guest_read_slice_doc,
+             "read_slice($self, buf, addr, /)\n--\n\n"
+             "Copy from a guest address on into a writable buffer; return the count.\n"
+             "\n"
+             "Copies up to the first hole: the count says how many bytes.\n"
+             "InvalidGuestAddressError where addr itself is in a hole,\n"
+             "AddressOverflowError where len(buf) bytes would pass 2**64.");
+
+static PyObject *
+guest_read_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return guest_copy_method(op, args, nargs, "read_slice", INTO_BUFFER, false);
+}
+
+PyDoc_STRVAR(guest_write_slice_doc,
+             "write_slice($self, buf, addr, /)\n--\n\n"
+             "Copy a buffer to a guest address and on; return the count of bytes.\n"
+             "\n"
+             "Copies up to the first hole: the count says how many bytes.\n"
+             "InvalidGuestAddressError where addr itself is in a hole,\n"
+             "AddressOverflowError where len(buf) bytes would pass 2**64.");
+
+static PyObject *
+guest_write_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return guest_copy_method(op, args, nargs, "write_slice", INTO_MEMORY, false);
+}
+
+PyDoc_STRVAR(
+    guest_read_exact_doc,
+    "read_exact($self, buf, addr, /)\n--\n\n"
+    "Fill the whole writable buffer from a guest address on.\n"
+    "\n"
+    "InvalidGuestAddressError where a byte is in a hole, AddressOverflowError\n"
+    "beyond 2**64: buf is untouched then.");
+
+static PyObject *
+guest_read_exact(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return guest_copy_method(op, args, nargs, "read_exact", INTO_BUFFER, true);
+}
+
+PyDoc_STRVAR(
+    guest_write_all_doc,
+    "write_all($self, buf, addr, /)\n--\n\n"
+    "Write the whole buffer at a guest address.\n"
+    "\n"
+    "InvalidGuestAddressError where a byte is in a hole, AddressOverflowError\n"
+    "beyond 2**64: nothing is written then.");
+
+static PyObject *
+guest_write_all(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    return guest_copy_method(op, args, nargs, "write_all", INTO_MEMORY, true);
+}
+
+PyDoc_STRVAR(
+    guest_fill_doc,
+    "fill($self, byte, addr, count, /)\n--\n\n"
+    "Set count bytes from a guest address on to byte.\n"
+    "\n"
+    "byte is an int from 0 to 255, else OverflowError. InvalidGuestAddressError\n"
+    "where a byte is in a hole, AddressOverflowError beyond 2**64: nothing is\n"
+    "written then.");
+
+static PyObject *
+guest_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    uint64_t byte, addr, count;
+    if (args_count(nargs, 3, 3, "fill", "byte, addr, count") < 0
+        || args_unsigned(args[0], "byte", UINT8_MAX, "255", &byte) < 0
+        || args_u64(args[1], "addr", &addr) < 0
+        || args_u64(args[2], "count", &count) < 0
+        || guest_reach_all(self, addr, count) < 0) {
+        return NULL;
+    }
+    while (count > 0) {
+        struct piece piece = guest_piece(self, addr, count);
+        if (accessor_fill_range(piece.part, (unsigned char)byte, piece.offset,
+                                piece.count)
+            < 0) {
+            return NULL;
+        }
+        addr += piece.count;
+        count -= piece.count;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(
+    guest_read_to_memory_doc,
+    "read_to_memory($self, addr, src, count, src_offset=None)\n--\n\n"
+    "Read exactly count bytes from src into memory at a guest address.\n"
+    "\n"
+    "As VolatileMemory.read_to_memory(), across regions that adjoin; transferred\n"
+    "counts from addr on. InvalidGuestAddressError where a byte is in a hole,\n"
+    "AddressOverflowError beyond 2**64: nothing is read then.");
+
+PyDoc_STRVAR(
+    guest_write_from_memory_doc,
+    "write_from_memory($self, addr, dst, count, dst_offset=None)\n--\n\n"
+    "Write exactly count bytes of memory from a guest address on to dst.\n"
+    "\n"
+    "As VolatileMemory.write_from_memory(), across regions that adjoin; transferred\n"
+    "counts from addr on. InvalidGuestAddressError where a byte is in a hole,\n"
+    "AddressOverflowError beyond 2**64: nothing is written then.");
+
+PyDoc_STRVAR(guest_reduce_doc, "__reduce__($self)\n--\n\n"
+                               "Raise TypeError: memory is not copied or pickled.");
+
+static PyObject *
+guest_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
+{
+    return errors_not_copied(op);
+}
+
+PyMethodDef guest_methods[] = {
+    {"from_ranges", (PyCFunction)(void (*)(void))guest_from_ranges,
+     METH_FASTCALL | METH_KEYWORDS | METH_CLASS, guest_from_ranges_doc},
+    {"find_region", FASTCALL(guest_find_region), guest_find_region_doc},
+    {"address_in_range", FASTCALL(guest_address_in_range), guest_address_in_range_doc},
+    {"check_range", FASTCALL(guest_check_range), guest_check_range_doc},
+    {"checked_offset", FASTCALL(guest_checked_offset), guest_checked_offset_doc},
+    {"get_host_address", FASTCALL(guest_get_host_address), guest_get_host_address_doc},
+    {"get_slice", FASTCALL(guest_get_slice), guest_get_slice_doc},
+    {"slices", FASTCALL(guest_slices), guest_slices_doc},
+    {"get_ref", FASTCALL(guest_get_ref), guest_get_ref_doc},
+    {"get_atomic_ref", FASTCALL(guest_get_atomic_ref), guest_get_atomic_ref_doc},
+    {"get_array_ref", FASTCALL(guest_get_array_ref), guest_get_array_ref_doc},
+    {"read_obj", FASTCALL(guest_read_obj), guest_read_obj_doc},
+    {"write_obj", KEYWORDS(guest_write_obj), guest_write_obj_doc},
+    {"read_slice", FASTCALL(guest_read_slice), guest_read_slice_doc},
+    {"write_slice", FASTCALL(guest_write_slice), guest_write_slice_doc},
+    {"read_bytes", FASTCALL(guest_read_bytes), guest_read_bytes_doc},
+    {"read_exact", FASTCALL(guest_read_exact), guest_read_exact_doc},
+    {"write_all", FASTCALL(guest_write_all), guest_write_all_doc},
+    {"fill", FASTCALL(guest_fill), guest_fill_doc},
+    {"read_to_memory", KEYWORDS(transfer_read_to_guest), guest_read_to_memory_doc},
+    {"write_from_memory", KEYWORDS(transfer_write_from_guest),
+     guest_write_from_memory_doc},
+    {"with_region", FASTCALL(guest_with_region), guest_with_region_doc},
+    {"without_region", FASTCALL(guest_without_region), guest_without_region_doc},
+    {"close", FASTCALL(guest_close), guest_close_doc},
+    {"__enter__", guest_enter, METH_NOARGS, guest_enter_doc},
+    {"__exit__", FASTCALL(guest_exit), guest_exit_doc},
+    {"__reduce__", guest_reduce, METH_NOARGS, guest_reduce_doc},
+    {NULL, NULL, 0, NULL},
+};
