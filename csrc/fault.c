@@ -18,26 +18,15 @@
 #include "fault.h"
 
 #include "access.h"
+#include "fault_chain.h"
 #include "os_map.h"
 
 #include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
-#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
-
-/* What of the processor's state the handler looks at or changes. */
-#if defined(__x86_64__)
-# define PC(context)       ((context)->uc_mcontext.gregs[REG_RIP])
-# define SP(context)       ((uintptr_t)(context)->uc_mcontext.gregs[REG_RSP])
-# define IS_WRITE(context) (((context)->uc_mcontext.gregs[REG_ERR] & 2) != 0)
-#elif defined(__aarch64__)
-# define PC(context) ((context)->uc_mcontext.pc)
-# define SP(context) ((uintptr_t)(context)->uc_mcontext.sp)
-#endif
 
 /* A copy or fill under way, on the stack of the thread that makes it. */
 struct guard {
@@ -48,240 +37,12 @@ struct guard {
     sigjmp_buf env;
 };
 
-/* The default model may allocate at a variable's first use in a thread, and that
- * would be in the handler. musl refuses to load the other, and never allocates. */
-#if defined(__GLIBC__)
-# define TLS __attribute__((tls_model("initial-exec"))) _Thread_local
-#else
-# define TLS _Thread_local
-#endif
-
 #if defined(PC)
 static const struct guard one_access; /* armed while a scalar is accessed */
 #endif
 static TLS const struct guard *volatile armed;
-static TLS volatile sig_atomic_t
-    put_off; /* a signal that this thread got from itself */
-
-/* --- Who had SIGBUS before --------------------------------------------------------- */
-
-/* Who had it when we took it, and whom that one passes it on to, as far as we know:
- * who had it when we took it the time before. Records are never freed, because the
- * handler may be reading them; the same one is not made twice. */
-struct earlier {
-    struct sigaction action;
-    const struct earlier *older;
-    struct earlier *next; /* of all there are */
-};
-
-static const struct earlier by_default = {.action = {.sa_handler = SIG_DFL}};
-static struct earlier *_Atomic all_earlier;
-static const struct earlier *_Atomic earlier;
-
-static void on_bus_error(int signum, siginfo_t *info, void *context);
-
-static bool
-is_ours(const struct sigaction *action)
-{
-    return (action->sa_flags & SA_SIGINFO) && action->sa_sigaction == on_bus_error;
-}
-
-/* The kernel knows 64 signals; the rest of a sigset_t is whatever was on the stack. */
-static bool
-same_action(const struct sigaction *a, const struct sigaction *b)
-{
-    for (int signum = 1; signum <= 64; signum++) {
-        if (sigismember(&a->sa_mask, signum) != sigismember(&b->sa_mask, signum)) {
-            return false;
-        }
-    }
-    return a->sa_flags == b->sa_flags
-           && (a->sa_flags & SA_SIGINFO ? a->sa_sigaction == b->sa_sigaction
-                                        : a->sa_handler == b->sa_handler);
-}
-
-/* The record of an action that was found while `top` was known. */
-static const struct earlier *
-keep_earlier(const struct sigaction *action, const struct earlier *top)
-{
-    /* Who comes back is where he was: the ones after him have gone. */
-    for (const struct earlier *one = top; one != NULL; one = one->older) {
-        if (same_action(&one->action, action)) {
-            return one;
-        }
-    }
-    struct earlier *first = atomic_load(&all_earlier);
-    for (const struct earlier *one = first; one != NULL; one = one->next) {
-        if (one->older == top && same_action(&one->action, action)) {
-            return one;
-        }
-    }
-    struct earlier *one = malloc(sizeof(*one));
-    if (one != NULL) {
-        one->action = *action;
-        one->older = top;
-        do {
-            one->next = first;
-        } while (!atomic_compare_exchange_weak(&all_earlier, &first, one));
-    }
-    return one;
-}
-
-int
-fault_claim(void)
-{
-    for (;;) {
-        const struct earlier *top = atomic_load(&earlier), *one;
-        struct sigaction found, replaced, ours = {.sa_sigaction = on_bus_error};
-        if (sigaction(SIGBUS, NULL, &found) < 0) {
-            return errno;
-        }
-        if (is_ours(&found)) {
-            return 0;
-        }
-        if ((one = keep_earlier(&found, top)) == NULL) {
-            return ENOMEM;
-        }
-        /* Known before the handler can need it; once more where another thread has
-         * claimed it since we looked. */
-        if (!atomic_compare_exchange_strong(&earlier, &top, one)) {
-            continue;
-        }
-        /* SA_NODEFER: a fault while it is blocked would end the process. */
-        ours.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-        bool ignored = !(found.sa_flags & SA_SIGINFO) && found.sa_handler == SIG_IGN;
-        if (found.sa_flags & SA_RESTART || ignored) {
-            ours.sa_flags |= SA_RESTART; /* system calls are interrupted as before */
-        }
-        if (sigaction(SIGBUS, &ours, &replaced) < 0) {
-            return errno;
-        }
-        if (is_ours(&replaced) || same_action(&replaced, &found)) {
-            return 0;
-        } /* else somebody came in between, and is to be kept, too */
-        sigaction(SIGBUS, &replaced, NULL);
-    }
-}
-
-/* What this thread passes on right now. A handler may leave by a jump, which tells us
- * nothing: so what is here counts only where it can be seen to go on. */
-static TLS struct {
-    const struct earlier *volatile to;
-    volatile uintptr_t frame;
-    /* The last fault that was passed on, and how often it came back at once. */
-    volatile uintptr_t pc, at;
-    volatile unsigned again;
-} passing;
-
-/* Put into a siginfo_t that is passed on, where the kernel has 0: so one that comes
- * back to us, from a handler that calls its predecessor, is known from a new one. */
-#define PASSED_ON 0x6775
-
-/* A handler that returns and changes nothing would fault for ever: faulthandler, once
- * it has been disabled. One that mends the page is never asked so often in a row. */
-#define AGAIN_AT_MOST 1000
-
-static bool
-is_passed_on(const siginfo_t *info, const void *context)
-{
-    if (passing.to == NULL || info->si_errno == PASSED_ON) {
-        return passing.to != NULL;
-    }
-#if defined(SP)
-    /* Interrupted below our own frame: in the handler that we called. */
-    uintptr_t sp = SP((const ucontext_t *)context);
-    return sp < passing.frame && passing.frame - sp < (uintptr_t)1 << 20;
-#else
-    (void)context;
-    return true;
-#endif
-}
-
-static bool
-is_fault(const siginfo_t *info)
-{
-    /* BUS_MCEERR_AO is about some page, not about what this thread does. */
-    return info->si_code > 0 && info->si_code != BUS_MCEERR_AO;
-}
-
-/* The same signal once more, to the default action: it ends the process. */
-static void
-end_by_default(int signum, siginfo_t *info)
-{
-    struct sigaction action = {.sa_handler = SIG_DFL};
-    sigset_t mask;
-    sigemptyset(&mask);
-    sigaddset(&mask, signum);
-    sigaction(signum, &action, NULL);
-    pthread_sigmask(SIG_UNBLOCK, &mask, NULL);
-    syscall(SYS_rt_tgsigqueueinfo, getpid(), syscall(SYS_gettid), signum, info);
-    (void)raise(signum); /* where a filter forbids that */
-}
-
-static void
-call_earlier(const struct earlier *to, int signum, siginfo_t *info, void *context)
-{
-    const struct sigaction *action = &to->action;
-    const struct earlier *outer = passing.to;
-    sigset_t mask = action->sa_mask, before;
-    if (!(action->sa_flags & SA_NODEFER)) {
-        sigaddset(&mask, signum);
-    }
-    pthread_sigmask(SIG_BLOCK, &mask, &before);
-    int was = info->si_errno;
-    info->si_errno = PASSED_ON;
-    passing.to = to;
-    passing.frame = (uintptr_t)__builtin_frame_address(0);
-    if (action->sa_flags & SA_SIGINFO) {
-        action->sa_sigaction(signum, info, context);
-    }
-    else {
-        action->sa_handler(signum);
-    }
-    passing.to = outer;
-    info->si_errno = was;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-}
-
-/* Whether this fault was passed on so often that nobody can be mending it. */
-static bool
-is_hopeless(const siginfo_t *info, const ucontext_t *context)
-{
-    uintptr_t at = (uintptr_t)info->si_addr, pc = 0;
-#if defined(PC)
-    pc = (uintptr_t)PC(context);
-#else
-    (void)context;
-#endif
-    passing.again = passing.at == at && passing.pc == pc ? passing.again + 1 : 0;
-    passing.at = at;
-    passing.pc = pc;
-    return passing.again >= AGAIN_AT_MOST;
-}
-
-static void
-pass_on(int signum, siginfo_t *info, void *context)
-{
-    bool again = is_passed_on(info, context);
-    const struct earlier *to = again ? passing.to->older : atomic_load(&earlier);
-    if (to == NULL || (!again && is_fault(info) && is_hopeless(info, context))) {
-        end_by_default(signum, info);
-        return;
-    }
-    const struct sigaction *action = &to->action;
-    if (action->sa_flags & SA_SIGINFO
-        || (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN)) {
-        if ((unsigned)action->sa_flags
-            & (unsigned)SA_RESETHAND) { /* it is asked once only */
-            const struct earlier *top = to;
-            atomic_compare_exchange_strong(&earlier, &top, &by_default);
-        }
-        call_earlier(to, signum, info, context);
-    }
-    else if (action->sa_handler == SIG_DFL || is_fault(info)) {
-        end_by_default(signum, info); /* a fault cannot be ignored */
-    }
-}
+/* A signal that this thread got from itself. */
+static TLS volatile sig_atomic_t put_off;
 
 /* --- Scalars: one instruction, and the table --------------------------------------- */
 
@@ -673,12 +434,12 @@ on_bus_error(int signum, siginfo_t *info, void *context)
     int saved_errno = errno;
     const struct guard *guard = armed;
     if (guard != NULL && info->si_code == SI_TKILL && info->si_pid == getpid()
-        && !is_passed_on(info, context)) {
+        && !fault_chain_has(info, context)) {
         put_off = 1;
         errno = saved_errno;
         return;
     }
-    if (guard != NULL && is_fault(info)) {
+    if (guard != NULL && fault_chain_is_fault(info)) {
 #if defined(PC)
         if (guard == &one_access && land(context)) {
             put_off = 0;
@@ -694,12 +455,18 @@ on_bus_error(int signum, siginfo_t *info, void *context)
             hit->at = hit->writing ? write : read;
             armed = NULL;
             put_off = 0;
-            passing.again = 0;
+            fault_chain_settled();
             jump_after(hit, context);
             errno = saved_errno;
             return;
         }
     }
-    pass_on(signum, info, context);
+    fault_chain_pass_on(signum, info, context);
     errno = saved_errno;
+}
+
+int
+fault_claim(void)
+{
+    return fault_chain_claim(on_bus_error);
 }

@@ -36,6 +36,12 @@ guest_of(PyObject *op)
     return (guest_object *)op;
 }
 
+/* Makes the index that guest_search() needs. -1 with MemoryError. */
+int guest_index(guest_object *self);
+
+/* A GuestRegion. */
+PyObject *guest_region_object(module_state *state, const struct region *region);
+
 /* The region that holds addr; NULL where none does. */
 const struct region *guest_search(guest_object *self, uint64_t addr);
 

@@ -244,6 +244,8 @@ static PyMethodDef slice_methods[] = {
     {"copy_from", FASTCALL(slice_copy_from), slice_copy_from_doc},
     {"copy_to_volatile_slice", FASTCALL(slice_copy_to_volatile_slice),
      slice_copy_to_volatile_slice_doc},
+    {"read_from", FASTCALL(transfer_read_from), transfer_read_from_doc},
+    {"write_to", FASTCALL(transfer_write_to), transfer_write_to_doc},
     {"release", FASTCALL(slice_release), slice_release_doc},
     {NULL, NULL, 0, NULL},
 };

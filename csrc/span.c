@@ -40,9 +40,28 @@ span_faulted(const struct span *self, struct fault fault)
 }
 
 int
+span_store_slow(const struct span *self, size_t offset, size_t width, uint64_t bits)
+{
+    char *at = self->addr + offset;
+    struct fault fault = {NULL, true};
+    if (self->can_fault) {
+        fault = fault_store(at, bits, width);
+    }
+    else {
+        access_store(at, bits, width);
+    }
+    span_wrote(self, offset, width);
+    return span_result(self, fault);
+}
+
+int
 span_read(const struct span *self, size_t offset, void *host, size_t count)
 {
     const char *at = self->addr + offset;
+    if (!self->can_fault && !span_copy_is_long(count)) {
+        access_read(host, at, count);
+        return 0;
+    }
     struct fault fault = {NULL, false};
     PyThreadState *released = copy_begin(count);
     if (self->can_fault) {
@@ -76,6 +95,10 @@ int
 span_write(const struct span *self, size_t offset, const void *host, size_t count)
 {
     char *at = self->addr + offset;
+    if (self->is_plain && !span_copy_is_long(count)) {
+        access_write(at, host, count);
+        return 0;
+    }
     struct fault fault = {NULL, false};
     PyThreadState *released = copy_begin(count);
     if (self->can_fault) {

@@ -119,23 +119,18 @@ span_load(const struct span *self, size_t offset, size_t width, uint64_t *bits)
     return span_result(self, (struct fault){value.at, false});
 }
 
+/* All but plain writes, which are inlined. */
+int span_store_slow(const struct span *self, size_t offset, size_t width,
+                    uint64_t bits);
+
 static inline int
 span_store(const struct span *self, size_t offset, size_t width, uint64_t bits)
 {
-    char *at = self->addr + offset;
     if (self->is_plain) {
-        access_store(at, bits, width);
+        access_store(self->addr + offset, bits, width);
         return 0;
     }
-    struct fault fault = {NULL, true};
-    if (self->can_fault) {
-        fault = fault_store(at, bits, width);
-    }
-    else {
-        access_store(at, bits, width);
-    }
-    span_wrote(self, offset, width);
-    return span_result(self, fault);
+    return span_store_slow(self, offset, width, bits);
 }
 
 /* At an address that is a multiple of the width. */

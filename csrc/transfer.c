@@ -1,4 +1,4 @@
-/* read_to_memory and write_from_memory: between memory and a file descriptor, or
+/* Transfers: between memory and a file descriptor, or
  * an object with readinto(), read() or write().
  *
  * A file descriptor is read with read(2) straight into memory. An object has to
@@ -10,11 +10,9 @@
 #include "native.h"
 
 #include "args.h"
-#include "between.h"
-#include "guest.h"
 #include "os_file.h"
 #include "range.h"
-#include "volatile_memory.h"
+#include "transfer.h"
 
 /* The most that one read() of an object is asked for, which then makes a bytes
  * object of that size. */
@@ -23,31 +21,10 @@
 /* So often a page may be gone when the kernel comes to it, and back when we look. */
 #define TRIES_AT_MOST 100
 
-enum by { BY_FD, BY_READINTO, BY_READ, BY_WRITE };
-
 static const char *const method_names[] = {[BY_FD] = "fileno",
                                            [BY_READINTO] = "readinto",
                                            [BY_READ] = "read",
                                            [BY_WRITE] = "write"};
-
-/* One transfer: between count bytes at mem_offset and a stream. The call is inside the
- * memory for as long as it goes on. Of a guest's memory it is one for each region. */
-struct transfer {
-    module_state *state;
-    memory_object *memory;
-    bool reading; /* from the stream into memory */
-    uint64_t mem_offset;
-    uint64_t count;
-    size_t done;
-    size_t before;  /* bytes of the regions before this one */
-    unsigned tries; /* since something moved last: of a fault that was gone again */
-    enum by by;
-    int fd;
-    bool positioned; /* pread and pwrite, from position on */
-    uint64_t position;
-    PyObject *method; /* strong; NULL for an fd */
-    struct between between;
-};
 
 /* -1: the stream failed. err 0: no errno, and text says what happened. */
 static int
@@ -153,6 +130,10 @@ transfer_would_block(struct transfer *self)
 static int
 transfer_stopped(struct transfer *self)
 {
+    if (self->once) {
+        self->ended = true;
+        return 0;
+    }
     if (!self->reading) {
         return transfer_fail(self, 0, "it took no bytes", NULL);
     }
@@ -337,6 +318,9 @@ transfer_run(struct transfer *self)
         }
         self->done += moved;
         self->tries = moved != 0 ? 0 : self->tries;
+        if (self->once && (moved != 0 || self->ended)) {
+            return 0;
+        }
         /* Cut short, by a signal perhaps: its handler runs before the next call. */
         if (self->done < self->count && PyErr_CheckSignals() < 0) {
             return -1;
@@ -388,7 +372,7 @@ transfer_find_method(struct transfer *self, PyObject *stream)
     return -1;
 }
 
-static int
+int
 transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
 {
     self->by = BY_FD;
@@ -413,7 +397,7 @@ transfer_open(struct transfer *self, PyObject *stream, PyObject *position)
 }
 
 /* The memory is entered and left here; the range has been checked, or is outside. */
-static int
+int
 transfer_in_memory(struct transfer *self)
 {
     memory_object *memory = self->memory;
@@ -434,147 +418,6 @@ transfer_in_memory(struct transfer *self)
     }
     memory_leave(memory, LONG);
     return failed;
-}
-
-/* Region by region. */
-static int
-transfer_in_guest(struct transfer *self, guest_object *guest, uint64_t addr,
-                  uint64_t count)
-{
-    if (guest_reach_all(guest, addr, count) < 0) {
-        return -1;
-    }
-    if (self->positioned && !range_fits(self->position, count, INT64_MAX)) {
-        errors_invalid_offset_u64(self->state, self->position, count);
-        return -1;
-    }
-    while (count > 0) {
-        struct piece piece = guest_piece(guest, addr, count);
-        self->memory = piece.part;
-        self->mem_offset = piece.offset;
-        self->count = piece.count;
-        self->done = 0;
-        if (transfer_in_memory(self) < 0) {
-            return -1;
-        }
-        self->before += piece.count;
-        addr += piece.count;
-        count -= piece.count;
-    }
-    return 0;
-}
-
-static PyObject *
-transfer_method(PyObject *op, module_state *state, const struct args_spec *spec,
-                PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-                bool reading)
-{
-    struct transfer self = {.state = state, .reading = reading};
-    PyObject *given[4];
-    if (args_named(spec, args, nargs, kwnames, given) < 0
-        || args_u64(given[0], spec->names[0], &self.mem_offset) < 0
-        || args_u64(given[2], "count", &self.count) < 0) {
-        return NULL;
-    }
-    int failed = transfer_open(&self, given[1], given[3]);
-    if (!failed && Py_IS_TYPE(op, state->guest_type)) {
-        failed = transfer_in_guest(&self, guest_of(op), self.mem_offset, self.count);
-    }
-    else if (!failed) {
-        self.memory = memory_of(op);
-        failed = transfer_in_memory(&self);
-    }
-    Py_XDECREF(self.method);
-    return failed ? NULL : Py_NewRef(Py_None);
-}
-
-const char transfer_read_to_memory_doc[] = PyDoc_STR(
-    "read_to_memory($self, mem_offset, src, count, src_offset=None)\n--\n\n"
-    "Read exactly count bytes from src into memory at mem_offset.\n"
-    "\n"
-    "src is a file descriptor, or a binary file: an object with readinto() or\n"
-    "read(). A descriptor is read with read(2) straight into memory; so is an\n"
-    "unbuffered io.FileIO. Any other object is asked, because a buffered file\n"
-    "holds bytes that its descriptor has given already. With src_offset, pread(2)\n"
-    "at that offset of the file; src is then a descriptor or has fileno(), and its\n"
-    "position stays.\n"
-    "\n"
-    "Reads on until count bytes are there, past interrupts (Python's signal\n"
-    "handlers run) and the 0x7ffff000 bytes of one system call. What the kernel or\n"
-    "an object copies may tear. The GIL is released; count 0 does no I/O. An object\n"
-    "gets a view of the memory itself; where a page of that may be missing (all but\n"
-    "anonymous mappings) of a buffer of up to 1 MiB in between.\n"
-    "\n"
-    "InvalidRangeError where the range passes the end: nothing is read then.\n"
-    "ReadFromSourceError where src fails or ends early (its cause is then\n"
-    "EOFError) or would block (BlockingIOError): transferred says how many bytes\n"
-    "had arrived, and they stay in memory. WriteToMemoryError where a page of the\n"
-    "memory is gone: the bytes before it have arrived; what an object had given\n"
-    "beyond, less than 1 MiB, is lost. What an object raises other than OSError\n"
-    "passes untouched.");
-
-PyObject *
-transfer_read_to_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-                        PyObject *kwnames)
-{
-    static const char *const names[] = {"mem_offset", "src", "count", "src_offset",
-                                        NULL};
-    static const struct args_spec spec = {
-        .function = "read_to_memory", .names = names, .required = 3};
-    return transfer_method(op, memory_of(op)->span.state, &spec, args, nargs, kwnames,
-                           true);
-}
-
-const char transfer_write_from_memory_doc[] = PyDoc_STR(
-    "write_from_memory($self, mem_offset, dst, count, dst_offset=None)\n--\n\n"
-    "Write exactly count bytes of memory from mem_offset on to dst.\n"
-    "\n"
-    "dst is a file descriptor, or a binary file: an object with write(). A\n"
-    "descriptor is written with write(2) straight from memory; so is an unbuffered\n"
-    "io.FileIO. With dst_offset, pwrite(2) at that offset of the file; dst is then\n"
-    "a descriptor or has fileno(), and its position stays (what a buffered file has\n"
-    "not flushed yet comes later). Other objects get a view, as of read_to_memory().\n"
-    "\n"
-    "Writes on until all is written, past interrupts (Python's signal handlers run)\n"
-    "and the 0x7ffff000 bytes of one system call. The GIL is released; count 0 does\n"
-    "no I/O.\n"
-    "\n"
-    "InvalidRangeError where the range passes the end: nothing is written then.\n"
-    "WriteToDestinationError where dst fails, takes 0 bytes, or would block (its\n"
-    "cause is then BlockingIOError): transferred says how many bytes it took.\n"
-    "ReadFromMemoryError where a page of the memory is gone: the bytes before it were\n"
-    "written. What an object raises other than OSError passes untouched.");
-
-PyObject *
-transfer_write_from_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-                           PyObject *kwnames)
-{
-    static const char *const names[] = {"mem_offset", "dst", "count", "dst_offset",
-                                        NULL};
-    static const struct args_spec spec = {
-        .function = "write_from_memory", .names = names, .required = 3};
-    return transfer_method(op, memory_of(op)->span.state, &spec, args, nargs, kwnames,
-                           false);
-}
-
-PyObject *
-transfer_read_to_guest(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-                       PyObject *kwnames)
-{
-    static const char *const names[] = {"addr", "src", "count", "src_offset", NULL};
-    static const struct args_spec spec = {
-        .function = "read_to_memory", .names = names, .required = 3};
-    return transfer_method(op, guest_of(op)->state, &spec, args, nargs, kwnames, true);
-}
-
-PyObject *
-transfer_write_from_guest(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
-                          PyObject *kwnames)
-{
-    static const char *const names[] = {"addr", "dst", "count", "dst_offset", NULL};
-    static const struct args_spec spec = {
-        .function = "write_from_memory", .names = names, .required = 3};
-    return transfer_method(op, guest_of(op)->state, &spec, args, nargs, kwnames, false);
 }
 
 int

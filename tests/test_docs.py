@@ -73,6 +73,8 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "copy_to": ("(self, buf, /)", "BufferError|ClosedError"),
         "copy_from": ("(self, buf, /)", "BufferError|ClosedError"),
         "copy_to_volatile_slice": ("(self, dst, /)", "ClosedError|TypeError"),
+        "read_from": ("(self, src, count, /)", "read_to_memory InvalidRangeError"),
+        "write_to": ("(self, dst, count, /)", "write_from_memory InvalidRangeError"),
         "release": ("(self, /)", "BufferError"),
     },
     VolatileRef: {

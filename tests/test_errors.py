@@ -350,6 +350,8 @@ METHODS: dict[str, Callable[[Any], object]] = {
     "used as a buffer": lambda m: mapping().write_slice(m, 0),
 }
 OF_A_SLICE: dict[str, Callable[[Any], object]] = {
+    "read_from": lambda s: s.read_from(0, 0),
+    "write_to": lambda s: s.write_to(1, 0),
     "offset": lambda s: s.offset(0),
     "copy_to": lambda s: s.copy_to(bytearray()),
     "copy_from": lambda s: s.copy_from(b""),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import errno
 import gzip
 import io
 import mmap
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
+import guestmem
 from guestmem import MemoryMapping
 
 if TYPE_CHECKING:
@@ -419,3 +421,65 @@ def test_more_than_one_system_call_reads() -> None:
     finally:
         os.close(sparse)
     assert b"".join(big.read_bytes(edge, 1) for edge in edges) == b"\1\2\3\4\5"
+
+
+# One step: read_from() and write_to() of a slice.
+
+
+def test_one_read(pipe: tuple[int, int]) -> None:
+    """What is there, and no more; 0 is the end."""
+    source, sink = pipe
+    os.write(sink, b"12345")
+    with MemoryMapping(100) as memory, memory.get_slice(10, 50) as part:
+        assert part.read_from(source, 50) == 5
+        assert memory.read_bytes(9, 7) == b"\x0012345\x00"
+        os.write(sink, b"abcdef")
+        assert part.read_from(source, 2) == 2
+        assert part.read_from(source, 0) == 0
+        assert part.read_from(source, 50) == 4
+        assert part.read_bytes(0, 6) == b"cdef5\x00"
+        assert part.read_from(io.BytesIO(b"xyz"), 50) == 3
+        assert part.read_from(io.BytesIO(b""), 50) == 0
+        with open("/dev/null", "rb", 0) as empty:
+            assert part.read_from(empty, 50) == 0
+        assert part.read_bytes(0, 5) == b"xyzf5"
+
+
+def test_one_write(pipe: tuple[int, int]) -> None:
+    source, sink = pipe
+    os.set_blocking(sink, False)
+    size = 1 << 20
+    with MemoryMapping(size) as memory, memory.get_slice(0, size) as part:
+        part.fill(0x61)
+        taken = part.write_to(sink, size)
+        assert 0 < taken < size  # what fits the pipe
+        assert os.read(source, size) == b"a" * taken
+        assert part.write_to(sink, 0) == 0
+
+        class Slow(io.RawIOBase):
+            def write(self, data: Any) -> int:
+                return min(len(data), 7)
+
+        assert part.write_to(Slow(), size) == 7
+        written = io.BytesIO()
+        assert part.write_to(written, 100) == 100
+        assert written.getvalue() == b"a" * 100
+
+
+def test_one_step_fails_as_all_of_them_do(pipe: tuple[int, int]) -> None:
+    source, _ = pipe
+    os.set_blocking(source, False)
+    with MemoryMapping(100) as memory, memory.get_slice(0, 50) as part:
+        for call in part.read_from, part.write_to:
+            with pytest.raises(guestmem.InvalidRangeError):
+                call(source, 51)
+            with pytest.raises(TypeError):
+                call("file", 1)  # type: ignore[arg-type]
+            with pytest.raises(OverflowError):
+                call(source, -1)
+        with pytest.raises(guestmem.ReadFromSourceError) as read:
+            part.read_from(source, 5)
+        assert isinstance(read.value.__cause__, BlockingIOError)
+        with pytest.raises(guestmem.WriteToDestinationError) as write:
+            part.write_to(source, 5)
+        assert (write.value.errno, write.value.transferred) == (errno.EBADF, 0)

@@ -46,8 +46,13 @@ INFALLIBLE = r"""
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build guestmem with what makes it fail; return where it can be imported from."""
-    work = tmp_path_factory.mktemp("injection")
+    """Build guestmem with what makes it fail; return where it can be imported from.
+
+    The coverage stage of the gate counts what it reaches: it says where, and with which flags.
+    """
+    given = os.environ.get("GUESTMEM_INJECTION_DIR")
+    work = Path(given) if given else tmp_path_factory.mktemp("injection")
+    flags = os.environ.get("GUESTMEM_INJECTION_CFLAGS", "")
     shutil.copytree(ROOT / "csrc", work / "csrc")
     for source in "inject.h", "inject.c":
         shutil.copy(INJECTION / source, work / "csrc")
@@ -61,7 +66,8 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--build-lib", "built"],
         cwd=work,
-        env=ENV | {"CFLAGS": "-include csrc/inject.h -O0 -U_FORTIFY_SOURCE"},
+        env=ENV
+        | {"CFLAGS": f"-include csrc/inject.h -O0 -U_FORTIFY_SOURCE {flags}", "LDFLAGS": flags},
         capture_output=True,
         text=True,
         timeout=100,

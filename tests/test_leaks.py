@@ -262,6 +262,14 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: s.copy_to_volatile_slice(w.other), lambda: s.copy_to_volatile_slice(bad),
             lambda: s.copy_to_volatile_slice(released()),
         ],
+        "VolatileSlice.read_from": [
+            lambda: s.read_from(io.BytesIO(DATA), 64), lambda: s.read_from(-1, 1),
+            lambda: s.read_from(io.BytesIO(), 64), lambda: s.read_from(bad, 64),
+        ],
+        "VolatileSlice.write_to": [
+            lambda: s.write_to(io.BytesIO(), 64), lambda: s.write_to(-1, 1),
+            lambda: s.write_to(io_error, 64), lambda: s.write_to(io.BytesIO(), 2**40),
+        ],
         "VolatileSlice.release": [released, lambda: refuse_release(w)],
         "VolatileRef.load": [w.ref.load, w.point.load, w.tuple.load, lambda: bad_call(w.ref.load)],
         "VolatileRef.store": [
