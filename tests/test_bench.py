@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # and NumPy and matplotlib leave at exit what a l
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     *("objects", "memory that can fault", "small copies", "copies", "slice to slice, overlapping"),
-    *("mappings", "files", "threads", "start"),
+    *("guests", "mappings", "files", "threads", "start"),
 }
 
 

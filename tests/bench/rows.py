@@ -15,7 +15,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guestmem import MemoryMapping, u64
+from guestmem import GuestMemory, MemoryMapping, u64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,6 +42,12 @@ FAULTS = """
 ref.load(), u64          | file_load()             | load()             | 1.05 | on anonymous memory
 read_obj(off, u64)       | file_read_obj(off, u64) | read_obj(off, u64) | 1.05 | on anonymous memory
 read_slice, 64 B         | file_read_slice(b, off) | read_slice(b, off) | 1.05 | on anonymous memory
+"""
+GUESTS = """
+AtomicRef.load(), u64    | atomic_load()         | load()             | 1.10 | VolatileRef.load
+read_obj, 1 region       | one_read_obj(off, u64) | read_obj(off, u64) | 1.15 | of a mapping
+tolist(), 1,024 u64      | to_list()             | words_to_list()    | 1.00 | memoryview.cast
+store(v), tracked        | tracked_store(v)      | store(v)           | 2.00 | not tracked
 """
 WRITE = "write_slice, {} | write_slice(buf, a) | view[a:b] = buf | {} | memoryview[a:b] = buf"
 READ = "read_slice, {}  | read_slice(buf, a)  | buf[:] = view[a:b] | {} | buf[:] = memoryview[a:b]"
@@ -115,6 +121,7 @@ def rows() -> Iterator[Row]:
     """Make the rows one by one, so that their memory goes when the next ones need theirs."""
     yield from make("objects", OBJECTS, object_values())
     yield from make("memory that can fault", FAULTS, fault_values())
+    yield from make("guests", GUESTS, guest_values())
     for size, write, read in (64, 0.60, 0.35), (512, 0.75, 0.45):
         values, name = copy_values(size) | {"buf": bytearray(size)}, size_name(size)
         for line, target in (WRITE, write), (READ, read), (COPY, 1.00):
@@ -183,6 +190,18 @@ def fault_values() -> dict[str, Any]:
     file_load, load = file.get_ref(off, u64).load, ram.get_ref(off, u64).load
     file_read_obj, file_read_slice = file.read_obj, file.read_slice
     read_obj, read_slice = ram.read_obj, ram.read_slice
+    return globals() | locals()
+
+
+def guest_values() -> dict[str, Any]:
+    ram, tracked = guest_memory(64 * KIB), MemoryMapping(64 * KIB, track_dirty=True)
+    off, v = 0x100, VALUE
+    ram.get_array_ref(0, 1024, u64).copy_from([VALUE] * 1024)
+    one_read_obj, read_obj = GuestMemory([(0, ram)]).read_obj, ram.read_obj
+    atomic_load, load = ram.get_atomic_ref(off, u64).load, ram.get_ref(off, u64).load
+    store, tracked_store = ram.get_ref(off, u64).store, tracked.get_ref(off, u64).store
+    to_list = ram.get_array_ref(0, 1024, u64).tolist
+    words_to_list = memoryview(ram).cast("Q")[:1024].tolist
     return globals() | locals()
 
 
