@@ -133,6 +133,12 @@ array_item(PyObject *op, Py_ssize_t i)
                : element_load(&self->element, &self->span, offset);
 }
 
+static PyObject *
+array_iter(PyObject *op)
+{
+    return PySeqIter_New(op); /* by array_item, up to the end */
+}
+
 /* The index that key is; -1 with an exception. */
 static int
 array_index(const array_object *self, PyObject *key, size_t *offset)
@@ -479,7 +485,8 @@ static PyType_Slot array_slots[] = {
     {Py_tp_methods, array_methods},
     {Py_tp_getset, array_getset},
     {Py_sq_length, SLOT(array_length)},
-    {Py_sq_item, SLOT(array_item)}, /* iteration */
+    {Py_sq_item, SLOT(array_item)},
+    {Py_tp_iter, SLOT(array_iter)},
     {Py_mp_length, SLOT(array_length)},
     {Py_mp_subscript, SLOT(array_subscript)},
     {Py_mp_ass_subscript, SLOT(array_assign)},

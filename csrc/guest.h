@@ -100,6 +100,11 @@ extern const char guest_with_region_doc[], guest_without_region_doc[],
     guest_check_range_doc[], guest_checked_offset_doc[], guest_exit_doc[],
     guest_from_ranges_doc[], guest_enter_doc[];
 
+/* guest_dirty.c */
+PyObject *guest_dirty_ranges(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_take_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+extern const char guest_dirty_ranges_doc[], guest_take_dirty_doc[];
+
 /* The same methods of transfer.c, by guest address. */
 PyObject *transfer_read_to_guest(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *kwnames);

@@ -541,6 +541,8 @@ PyMethodDef guest_methods[] = {
      guest_write_from_memory_doc},
     {"with_region", FASTCALL(guest_with_region), guest_with_region_doc},
     {"without_region", FASTCALL(guest_without_region), guest_without_region_doc},
+    {"dirty_ranges", FASTCALL(guest_dirty_ranges), guest_dirty_ranges_doc},
+    {"take_dirty", FASTCALL(guest_take_dirty), guest_take_dirty_doc},
     {"close", FASTCALL(guest_close), guest_close_doc},
     {"__enter__", guest_enter, METH_NOARGS, guest_enter_doc},
     {"__exit__", FASTCALL(guest_exit), guest_exit_doc},

@@ -28,8 +28,8 @@ native_exec(PyObject *module)
         || buffer_owner_init(module, state) < 0 || slice_init(module, state) < 0
         || ref_init(module, state) < 0 || atomic_ref_init(module, state) < 0
         || array_init(module, state) < 0 || bitmap_init(module, state) < 0
-        || guest_init(module, state) < 0 || order_init(module, state) < 0
-        || transfer_init(module, state) < 0) {
+        || guest_init(module, state) < 0 || vectored_init(module, state) < 0
+        || order_init(module, state) < 0 || transfer_init(module, state) < 0) {
         return -1;
     }
     return 0;

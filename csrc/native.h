@@ -73,6 +73,7 @@ int atomic_ref_init(PyObject *module, module_state *state);
 int array_init(PyObject *module, module_state *state);
 int bitmap_init(PyObject *module, module_state *state);
 int guest_init(PyObject *module, module_state *state);
+int vectored_init(PyObject *module, module_state *state);
 int order_init(PyObject *module, module_state *state);
 int scalar_init(PyObject *module, module_state *state);
 int transfer_init(PyObject *module, module_state *state);

@@ -13,4 +13,11 @@ int os_file_read(int fd, char *memory, size_t count, int64_t offset, size_t *mov
 int os_file_write(int fd, const char *memory, size_t count, int64_t offset,
                   size_t *moved);
 
+/* The same of several pieces; count is at most 1024 (IOV_MAX). */
+struct iovec;
+int os_file_readv(int fd, const struct iovec *pieces, int count, int64_t offset,
+                  size_t *moved);
+int os_file_writev(int fd, const struct iovec *pieces, int count, int64_t offset,
+                   size_t *moved);
+
 #endif

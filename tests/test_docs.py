@@ -142,6 +142,8 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "fill": ("(self, byte, addr, count, /)", "OverflowError " + GUEST_ERRORS),
         "read_to_memory": ("(self, /, addr, src, count, src_offset=None)", GUEST_ERRORS),
         "write_from_memory": ("(self, /, addr, dst, count, dst_offset=None)", GUEST_ERRORS),
+        "dirty_ranges": ("(self, /)", ""),
+        "take_dirty": ("(self, /)", ""),
         "with_region": ("(self, addr, memory, /)", ""),
         "without_region": ("(self, addr, size, /)", "InvalidGuestAddressError ValueError"),
         "close": ("(self, /)", "BufferError ClosedError"),
@@ -159,7 +161,7 @@ SCALARS = [
     *("u8", "u16", "u32", "u64", "usize", "i8", "i16", "i32", "i64", "isize", "f32", "f64"),
     *("le16", "le32", "le64", "be16", "be32", "be64"),
 ]
-NAMES = {*(cls.__name__ for cls in TYPES), *SCALARS, *errors.__all__, "fence"}
+NAMES = {*(cls.__name__ for cls in TYPES), *SCALARS, *errors.__all__, "fence", "preadv", "pwritev"}
 
 
 def help_of(thing: object) -> str:

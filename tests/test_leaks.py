@@ -36,6 +36,8 @@ from guestmem import (
     f32,
     f64,
     fence,
+    preadv,
+    pwritev,
     u8,
     u16,
     u64,
@@ -107,6 +109,7 @@ class World:
         self.tracked = MemoryMapping(300 * PAGE, track_dirty=True)
         assert self.tracked.dirty is not None
         self.dirty = self.tracked.dirty
+        self.tracked_guest = GuestMemory([(0, self.tracked)])
         self.tracked.fill(1, 5 * PAGE, 70 * PAGE)
         self.guest = GuestMemory(
             [(PAGE, self.m.get_slice(64, PAGE)), (0, self.m.get_slice(9 * PAGE, PAGE))]
@@ -175,6 +178,16 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: m.get_array_ref(0, 2**20, u8), lambda: m.get_array_ref(0, 2**62, u64),
             lambda: m.get_array_ref(0, 2, LAYOUT), lambda: m.get_array_ref(0, 1, bad),
             lambda: closed.get_array_ref(0, 0, u8), lambda: m.get_array_ref(0, -1, u8),
+        ],
+        "preadv": [
+            lambda: preadv(w.fd, [s, w.other], 0), lambda: preadv(-1, [s]),
+            lambda: preadv(w.fd, bad), lambda: preadv(bad, []),
+            lambda: preadv(w.fd, [s, bad], 0), lambda: preadv(w.fd, [s, closed], 0),
+            lambda: preadv(w.fd, [s], 2**63), lambda: preadv(w.fd, [w.gone], 0),
+        ],
+        "pwritev": [
+            lambda: pwritev(w.fd, [w.other], 0), lambda: pwritev(-1, [s]),
+            lambda: pwritev(w.fd, [w.gone], 0), lambda: pwritev(w.fd, [s], -1),
         ],
         "fence": [fence, lambda: fence(Ordering.ACQUIRE), lambda: fence(bad),
                   lambda: fence(Ordering.RELAXED)],
@@ -316,6 +329,8 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
         "checked_offset": [lambda: g.checked_offset(5, 6), lambda: g.checked_offset(2**63, 2**63)],
         "get_host_address": [lambda: g.get_host_address(5), lambda: g.get_host_address(2**40)],
         "slices": [lambda: list(g.slices(PAGE - 5, 10)), lambda: g.slices(2 * PAGE, 1)],
+        "dirty_ranges": [w.tracked_guest.dirty_ranges, lambda: bad_call(g.dirty_ranges)],
+        "take_dirty": [taken_by_address, lambda: bad_call(g.take_dirty)],
         "with_region": [lambda: g.with_region(9 * PAGE, s), lambda: g.with_region(1, s),
                         lambda: g.with_region(bad, s), lambda: g.with_region(2**50, closed)],
         "without_region": [lambda: g.without_region(0, PAGE), lambda: g.without_region(0, 1),
@@ -373,6 +388,7 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
                                    lambda: w.array.store(0, boom)],
         "__getitem__": [lambda: w.array[0], lambda: w.array[1:3], lambda: w.array[bad],
                         lambda: w.array[9], lambda: w.array[::2], lambda: list(w.points)],
+        "__iter__": [lambda: list(w.array), lambda: next(iter(w.points)).x],
         "__setitem__": [lambda: setitem(w.array, 0, 1), lambda: setitem(w.array, 9, 1),
                         lambda: setitem(w.array, bad, 1), lambda: setitem(w.points, 0, Point())],
         "__delitem__": [lambda: delitem(w.array, 0)],
@@ -407,6 +423,12 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
 class Untrue:
     def __bool__(self) -> bool:
         raise ZeroDivisionError
+
+
+def taken_by_address() -> object:
+    memory = MemoryMapping(300 * PAGE, track_dirty=True)
+    memory.fill(1, 5 * PAGE, 70 * PAGE)
+    return GuestMemory([(0, memory.get_slice(5, 200 * PAGE)), (2**32, memory)]).take_dirty()
 
 
 def take() -> object:

@@ -18,6 +18,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -58,6 +59,7 @@ int inject_munmap(void *addr, size_t length);
 #define PyNumber_Multiply(...)     INJECT(NULL, PyNumber_Multiply, __VA_ARGS__)
 #define PySequence_GetItem(...)    INJECT(NULL, PySequence_GetItem, __VA_ARGS__)
 #define PySequence_Size(...)       INJECT(-1, PySequence_Size, __VA_ARGS__)
+#define PySeqIter_New(...)         INJECT(NULL, PySeqIter_New, __VA_ARGS__)
 #define PySequence_Tuple(...)      INJECT(NULL, PySequence_Tuple, __VA_ARGS__)
 #define PyStructSequence_New(...)  INJECT(NULL, PyStructSequence_New, __VA_ARGS__)
 #define PyStructSequence_NewType(...) \
@@ -146,6 +148,10 @@ int inject_munmap(void *addr, size_t length);
 #define madvise(...)   INJECT_SYSTEM(-1, madvise, __VA_ARGS__)
 #define mmap(...)      INJECT_SYSTEM(MAP_FAILED, mmap, __VA_ARGS__)
 #define munmap(...)    inject_munmap(__VA_ARGS__)
+#define preadv(...)    INJECT_SYSTEM(-1, preadv, __VA_ARGS__)
+#define pwritev(...)   INJECT_SYSTEM(-1, pwritev, __VA_ARGS__)
+#define readv(...)     INJECT_SYSTEM(-1, readv, __VA_ARGS__)
+#define writev(...)    INJECT_SYSTEM(-1, writev, __VA_ARGS__)
 #define pread(...)     INJECT_SYSTEM(-1, pread, __VA_ARGS__)
 #define pwrite(...)    INJECT_SYSTEM(-1, pwrite, __VA_ARGS__)
 #define read(...)      INJECT_SYSTEM(-1, read, __VA_ARGS__)
