@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 MADVISE = "qemu answers madvise() itself: it says yes, and does nothing"
 POPULATE = "qemu says yes to MADV_POPULATE_WRITE, by which a page that cannot be had is told"
 COMPILER = "gcc and objdump are those of the machine that emulates"
+SYNDROME = "qemu gives no esr_context: nobody knows whether a fault was a write"
+SAYS = "qemu says on stderr that a signal ended the process"
 SKIPPED = {
     r"test_core_dump\.py::test_guest_memory_is_in_no_core_dump": MADVISE,
     r"test_mapping\.py::test_(anonymous_memory|memory_of_a_file)$": MADVISE,
@@ -21,6 +23,13 @@ SKIPPED = {
     r"test_processes\.py::test_what_a_child_removes": MADVISE,
     r"test_range_edges\.py::test_edges\[.*remove_range": MADVISE,
     r"test_file_io_ranges\.py::test_.*fault": POPULATE,
+    r"test_faults\.py::test_(each_access\[.*, fd-|a_page_that_comes_back)": POPULATE,
+    r"test_faults\.py::test_a_copy_knows": SYNDROME,
+    r"test_faults\.py::test_a_full_tmpfs": MADVISE,
+    r"test_dirty\.py::test_writes_that_fail_half_way": POPULATE,
+    r"test_guest\.py::test_(faults|vectored_errors)": POPULATE,
+    r"test_faults\.py::test_what_others_do_with_the_signal\[.*(foreign|host|kill|raise)": SAYS,
+    r"test_fault_chain\.py::": COMPILER,
     r"test_disassembly\.py::.*(\[aarch64\]|test_the_built_copies_are_the_same)": COMPILER,
 }
 
