@@ -256,7 +256,7 @@ array_list_scalars(const array_object *self, PyObject *list)
         }
         const char *at = (const char *)piece;
         for (const char *end = at + count; at < end; at += width, i++) {
-            uint64_t bits = access_bits((const void *)at, width);
+            uint64_t bits = access_load(at, width);
             PyObject *value = scalar_to_object(scalar, bits);
             if (value == NULL || PyList_SetItem(list, i, value) < 0) {
                 return -1;
