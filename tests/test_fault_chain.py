@@ -175,14 +175,13 @@ signal.signal(signal.SIGBUS, lambda *_: seen.append(1))
 fd = os.memfd_create("file")
 os.ftruncate(fd, 1 << 28)
 memory = MemoryMapping.from_fd(fd, 1 << 28)
-sys.stdin.readline()
+print("ready", flush=True)
 while len(seen) < 3:
     memory.fill(1)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
-        assert child.stdin is not None
-        child.stdin.write(b"\n")
-        child.stdin.flush()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"ready\n"
         for _ in range(300):
             try:
                 child.wait(0.05)
