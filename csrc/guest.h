@@ -83,22 +83,37 @@ struct piece {
 
 struct piece guest_piece(guest_object *self, uint64_t addr, uint64_t count);
 
-/* The methods of guest.c. */
+/* guest_regions.c */
+void region_drop(struct region *region);
+PyObject *guest_new(PyTypeObject *cls, PyObject *args, PyObject *kwargs);
+PyObject *guest_from_ranges(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
+                            PyObject *kwnames);
 PyObject *guest_with_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_without_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+extern const char guest_from_ranges_doc[], guest_with_region_doc[],
+    guest_without_region_doc[];
+
+/* guest_borrow.c */
+PyObject *guest_get_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_slices(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_get_atomic_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_get_array_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_get_host_address(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+extern const char guest_get_slice_doc[], guest_slices_doc[], guest_get_ref_doc[],
+    guest_get_atomic_ref_doc[], guest_get_array_ref_doc[], guest_get_host_address_doc[];
+
+/* The methods of guest.c and guest_find.c. */
 PyObject *guest_close(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_find_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_address_in_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_check_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_checked_offset(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_exit(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
-PyObject *guest_from_ranges(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
-                            PyObject *kwnames);
 PyObject *guest_enter(PyObject *op, PyObject *ignored);
-extern const char guest_with_region_doc[], guest_without_region_doc[],
-    guest_close_doc[], guest_find_region_doc[], guest_address_in_range_doc[],
-    guest_check_range_doc[], guest_checked_offset_doc[], guest_exit_doc[],
-    guest_from_ranges_doc[], guest_enter_doc[];
+extern const char guest_close_doc[], guest_find_region_doc[],
+    guest_address_in_range_doc[], guest_check_range_doc[], guest_checked_offset_doc[],
+    guest_exit_doc[], guest_enter_doc[];
 
 /* guest_dirty.c */
 PyObject *guest_dirty_ranges(PyObject *op, PyObject *const *args, Py_ssize_t nargs);

@@ -127,8 +127,15 @@ PyObject *memory_close(memory_object *self);
 /* The methods of VolatileMemory: accessors.c. */
 extern PyMethodDef memory_methods[];
 
-/* Those that stand in files of their own: transfer.c, remove_range.c,
+/* Those that stand in files of their own: borrow.c, transfer_methods.c, remove_range.c,
  * volatile_memory.c. */
+PyObject *borrow_as_ptr(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *borrow_get_slice(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *borrow_get_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *borrow_get_atomic_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *borrow_get_array_ref(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+extern const char borrow_as_ptr_doc[], borrow_get_slice_doc[], borrow_get_ref_doc[],
+    borrow_get_atomic_ref_doc[], borrow_get_array_ref_doc[];
 PyObject *transfer_read_to_memory(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                                   PyObject *kwnames);
 PyObject *transfer_write_from_memory(PyObject *op, PyObject *const *args,
