@@ -254,7 +254,7 @@ copy_inline(memory_object *self, uint64_t offset, PyObject *buf, const Py_buffer
         return -1;
     }
     int failed =
-        memory_copy(&self->span, offset, buf, view, count, direction == INTO_MEMORY);
+        memory_copy(&self->span, offset, buf, view, 0, count, direction == INTO_MEMORY);
     memory_leave(self, stay);
     return failed ? -1 : (Py_ssize_t)count;
 }
@@ -338,7 +338,7 @@ accessor_write_all(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return accessor_copy_method(op, args, nargs, "write_all", INTO_MEMORY, true);
 }
 
-int
+static int
 accessor_fill_range(memory_object *self, unsigned char byte, uint64_t offset,
                     uint64_t count)
 {

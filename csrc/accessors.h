@@ -10,8 +10,6 @@
 PyObject *accessor_read_object(memory_object *self, uint64_t offset, PyObject *kind);
 PyObject *accessor_write_object(memory_object *self, PyObject *value, uint64_t offset,
                                 PyObject *kind);
-int accessor_fill_range(memory_object *self, unsigned char byte, uint64_t offset,
-                        uint64_t count);
 
 /* Between memory and the bytes of view, which buf exports. Exact, or as many as fit;
  * returns how many, or -1. */

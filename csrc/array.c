@@ -332,8 +332,8 @@ array_copy_to(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     size_t count = array_common(self, (size_t)view.len);
-    int failed =
-        memory_copy(&self->span, 0, args[0], &view, count * self->element.size, false);
+    int failed = memory_copy(&self->span, 0, args[0], &view, 0,
+                             count * self->element.size, false);
     PyBuffer_Release(&view);
     return failed ? NULL : PyLong_FromSize_t(count);
 }
@@ -347,7 +347,7 @@ array_copy_from_buffer(const array_object *self, PyObject *src)
     }
     size_t count = array_common(self, (size_t)view.len);
     int failed =
-        memory_copy(&self->span, 0, src, &view, count * self->element.size, true);
+        memory_copy(&self->span, 0, src, &view, 0, count * self->element.size, true);
     PyBuffer_Release(&view);
     return failed ? NULL : PyLong_FromSize_t(count);
 }

@@ -40,7 +40,7 @@ borrow_make(const struct span *span, uint64_t offset, const struct borrower *wha
         return ref_new(span, offset, what->count, what->type);
     case AN_ATOMIC_REF:
         if ((uintptr_t)(span->addr + offset) % what->count != 0) {
-            return errors_misaligned(span->state, offset, what->count);
+            return errors_misaligned(span->state, span->first + offset, what->count);
         }
         return atomic_ref_new(span, offset, what->count, what->type);
     case AN_ARRAY_REF:

@@ -94,10 +94,30 @@ errors_invalid_guest_address(module_state *state, uint64_t addr)
 }
 
 PyObject *
-errors_crosses_border(module_state *state, uint64_t end, uint64_t border)
+errors_crosses_border(module_state *state, uint64_t addr, uint64_t count,
+                      uint64_t border)
 {
-    return errors_raise(state->OutOfBoundsError, "(KKO)", (unsigned long long)end,
-                        (unsigned long long)border, Py_True);
+    PyObject *start = PyLong_FromUnsignedLongLong(addr);
+    PyObject *length = PyLong_FromUnsignedLongLong(count);
+    PyObject *end = /* up to 2**64 */
+        start == NULL || length == NULL ? NULL : PyNumber_Add(start, length);
+    Py_XDECREF(start);
+    Py_XDECREF(length);
+    return end == NULL ? NULL
+                       : errors_raise(state->OutOfBoundsError, "(NKO)", end,
+                                      (unsigned long long)border, Py_True);
+}
+
+PyObject *
+errors_invalid_region(module_state *state, uint64_t start, uint64_t size,
+                      const uint64_t *is)
+{
+    if (is == NULL) {
+        return errors_raise(state->InvalidRegionError, "(KK)",
+                            (unsigned long long)start, (unsigned long long)size);
+    }
+    return errors_raise(state->InvalidRegionError, "(KKK)", (unsigned long long)start,
+                        (unsigned long long)size, (unsigned long long)*is);
 }
 
 PyObject *

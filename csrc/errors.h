@@ -20,8 +20,13 @@ PyObject *errors_array_overflow(module_state *state, uint64_t base, uint64_t len
                                 uint64_t element);
 /* NULL: no region holds the guest address. */
 PyObject *errors_invalid_guest_address(module_state *state, uint64_t addr);
-/* NULL: the range [addr, end) of guest addresses crosses into another region at border. */
-PyObject *errors_crosses_border(module_state *state, uint64_t end, uint64_t border);
+/* NULL: the range [addr, addr + count) of guest addresses crosses into another region at
+ * border. */
+PyObject *errors_crosses_border(module_state *state, uint64_t addr, uint64_t count,
+                                uint64_t border);
+/* NULL: a region cannot have this size (is NULL), or has another one. */
+PyObject *errors_invalid_region(module_state *state, uint64_t start, uint64_t size,
+                                const uint64_t *is);
 /* NULL: two regions, by their starts and sizes. */
 PyObject *errors_region_overlap(module_state *state, uint64_t start, uint64_t size,
                                 uint64_t other_start, uint64_t other_size);

@@ -3,7 +3,7 @@
  *     num_regions: int; size: int; last_addr: int; closed: bool
  *     def __new__(cls, regions): ...
  *     @classmethod
- *     def from_ranges(cls, ranges): ...
+ *     def from_ranges(cls, ranges, *, track_dirty=False): ...
  *     def find_region(self, addr): ...
  *     def address_in_range(self, addr): ...
  *     def check_range(self, addr, count): ...
@@ -57,18 +57,6 @@ guest_dealloc(PyObject *op)
     Py_DECREF(module);
 }
 
-/* Whether a region's memory is used by others than its own slice. */
-static bool
-region_is_busy(const struct region *region)
-{
-    uint64_t own = hold_read(region->part->hold) & HOLD_ANYONE;
-    if (own != 0 || !region->made) {
-        return own != 0;
-    }
-    uint64_t all = hold_read(memory_of(region->memory)->hold);
-    return !(all & HOLD_CLOSED) && (all & HOLD_ANYONE) > HOLD_BORROW;
-}
-
 const char guest_close_doc[] = PyDoc_STR(
     "close($self, /)\n--\n\n"
     "Give the borrowed memory back, and close the mappings of from_ranges().\n"
@@ -78,6 +66,76 @@ const char guest_close_doc[] = PyDoc_STR(
     "has changed then. What borrows from other memory goes on. Closing twice\n"
     "does nothing.");
 
+void
+guest_vacate(hold *word)
+{
+    guest_object *self =
+        (guest_object *)((uintptr_t)word - offsetof(guest_object, hold));
+    for (size_t i = 0; i < self->count; i++) {
+        lender_give_back(&self->regions[i].part->span.lender, BORROW_SLICE);
+    }
+}
+
+static void
+guest_busy(const struct region *region, const char *holders)
+{
+    char where[64] = "it";
+    if (region != NULL) {
+        PyOS_snprintf(where, sizeof(where), "its region at %#llx",
+                      (unsigned long long)region->start);
+    }
+    PyErr_Format(PyExc_BufferError, "cannot close the guest memory: %s is held by %s",
+                 where, holders);
+}
+
+/* The mapping that close() closes, or NULL. */
+static memory_object *
+region_made(const struct region *region)
+{
+    return region->made ? memory_of(region->memory) : NULL;
+}
+
+/* Closes the guest's word and those of its own mappings, or none of them: no Python code
+ * runs in between, and without a GIL others wait. 1; 0 where it has been closed already;
+ * -1 with BufferError. */
+static int
+guest_shut(guest_object *self)
+{
+    uint64_t seen;
+    char holders[HOLDERS_TEXT];
+    if (!hold_begin_close(&self->hold, 0, &seen)) {
+        if (seen & HOLD_CLOSED) {
+            return 0;
+        }
+        memory_holders(self->regions[0].part, seen, 0, holders);
+        guest_busy(NULL, holders);
+        return -1;
+    }
+    const struct region *busy = NULL;
+    size_t begun = 0;
+    for (; busy == NULL && begun < self->count; begun++) {
+        memory_object *mapping = region_made(&self->regions[begun]);
+        /* One that a block has left by an exception is closed, and waits for us. */
+        if (mapping != NULL && !hold_begin_close(mapping->hold, HOLD_BORROW, &seen)
+            && !(seen & HOLD_CLOSED)) {
+            busy = &self->regions[begun];
+            memory_holders(mapping, seen, 1, holders);
+        }
+    }
+    for (size_t i = 0; i < begun; i++) {
+        memory_object *mapping = region_made(&self->regions[i]);
+        if (mapping != NULL && hold_read(mapping->hold) & HOLD_CLOSING) {
+            hold_end_close(mapping->hold, busy == NULL);
+        }
+    }
+    hold_end_close(&self->hold, busy == NULL);
+    if (busy != NULL) {
+        guest_busy(busy, holders);
+        return -1;
+    }
+    return 1;
+}
+
 PyObject *
 guest_close(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
@@ -85,32 +143,23 @@ guest_close(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
     if (args_count(nargs, 0, 0, "close", "") < 0) {
         return NULL;
     }
-    for (size_t i = 0; i < self->count; i++) {
-        if (region_is_busy(&self->regions[i])) {
-            PyErr_SetString(PyExc_BufferError,
-                            "cannot close the guest memory: a region of it is in use");
-            return NULL;
-        }
+    int shut = guest_shut(self), err = 0;
+    if (shut < 0) {
+        return NULL;
     }
-    for (size_t i = 0; i < self->count; i++) {
+    for (size_t i = 0; shut && i < self->count; i++) {
         struct region *region = &self->regions[i];
-        PyObject *result = memory_close(region->part);
-        if (result != NULL && region->made) {
-            Py_DECREF(result);
-            result = memory_close(memory_of(region->memory));
+        memory_object *mapping = region_made(region);
+        /* DONE is ours, because a borrower is left: our own. */
+        bool unmap = mapping != NULL && hold_read(mapping->hold) & HOLD_DONE;
+        lender_give_back(&region->part->span.lender, BORROW_SLICE);
+        if (unmap) {
+            int failed = pages_unmap(&mapping->span.lender.pages->mapping);
+            err = err != 0 ? err : failed;
         }
-        if (result == NULL) {
-            return NULL;
-        }
-        Py_DECREF(result);
     }
-    Py_RETURN_NONE;
-}
-
-static bool
-guest_is_closed(const guest_object *self)
-{
-    return self->count != 0 && hold_is_closed(self->regions[0].part->hold);
+    return err == 0 ? Py_NewRef(Py_None)
+                    : errors_system_call(self->state, err, "munmap");
 }
 
 const char guest_enter_doc[] =
@@ -121,11 +170,9 @@ PyObject *
 guest_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     guest_object *self = guest_of(op);
-    if (guest_is_closed(self)) {
-        memory_refuse(self->regions[0].part);
-        return NULL;
-    }
-    return Py_NewRef(op);
+    return hold_is_closed(&self->hold)
+               ? (memory_say_closed(self->state, A_REGION), NULL)
+               : Py_NewRef(op);
 }
 
 const char guest_exit_doc[] = PyDoc_STR(
@@ -146,11 +193,13 @@ guest_exit(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return guest_close(op, NULL, 0);
     }
     for (size_t i = 0; i < self->count; i++) {
-        struct region *region = &self->regions[i];
-        memory_abandon(region->part);
-        if (region->made) {
-            memory_abandon(memory_of(region->memory));
+        memory_object *mapping = region_made(&self->regions[i]);
+        if (mapping != NULL) {
+            memory_abandon(mapping);
         }
+    }
+    if (hold_abandon(&self->hold)) {
+        guest_vacate(&self->hold);
     }
     Py_RETURN_NONE;
 }
@@ -163,7 +212,7 @@ guest_repr(PyObject *op)
     PyOS_snprintf(size, sizeof(size), "%#llx", (unsigned long long)self->size);
     return PyUnicode_FromFormat("<guestmem.GuestMemory regions=%zu size=%s%s>",
                                 self->count, size,
-                                guest_is_closed(self) ? " closed" : "");
+                                hold_is_closed(&self->hold) ? " closed" : "");
 }
 
 static PyObject *
@@ -207,7 +256,7 @@ guest_get_last_addr(PyObject *op, void *Py_UNUSED(closure))
 static PyObject *
 guest_get_closed(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(guest_is_closed(guest_of(op)));
+    return PyBool_FromLong(hold_is_closed(&guest_of(op)->hold));
 }
 
 static PyGetSetDef guest_getset[] = {
@@ -246,7 +295,7 @@ PyDoc_STRVAR(
     "range may end at 2**64.\n"
     "\n"
     "MemoryRegionOverlapError where two regions overlap, AddressOverflowError where\n"
-    "one passes 2**64, ValueError where its memory is empty. An access that begins\n"
+    "one passes 2**64, InvalidRegionError where its memory is empty. An access that begins\n"
     "in a hole is InvalidGuestAddressError; one that meets a hole later, too, before\n"
     "anything is touched, or stops there if it copies what fits.");
 

@@ -10,7 +10,8 @@
 struct region {
     uint64_t start;
     uint64_t size;       /* at least 1; the last address is start + size - 1 */
-    memory_object *part; /* strong: a slice of all of memory, that is ours alone */
+    memory_object *part; /* strong: a slice of all of memory, that is ours alone, and
+                            whose calls enter the guest's word */
     PyObject *memory;    /* strong: what it was made from */
     bool made;           /* a mapping that close() closes */
 };
@@ -20,6 +21,7 @@ typedef struct {
     module_state *state;
     PyObject *module; /* strong: the collector tracks all of them */
     PyObject *weakrefs;
+    hold hold;     /* what calls enter: the word of all regions */
     uint64_t size; /* bytes of all regions */
     size_t count;
     struct region *regions; /* by their starts; they do not overlap */
@@ -35,6 +37,30 @@ guest_of(PyObject *op)
 {
     return (guest_object *)op;
 }
+
+/* What touches more than one region, or a region more than once, is between these two:
+ * memory_enter() and memory_leave() of all of them. Accessors of one region enter by
+ * themselves. */
+static inline int
+guest_begin(guest_object *self, enum stay stay)
+{
+    if (self->count == 0) {
+        return hold_is_closed(&self->hold) ? memory_say_closed(self->state, A_REGION)
+                                           : 0;
+    }
+    return memory_enter(self->regions[0].part, stay);
+}
+
+static inline void
+guest_end(guest_object *self, enum stay stay)
+{
+    if (self->count != 0) {
+        memory_leave(self->regions[0].part, stay);
+    }
+}
+
+/* The last call has left closed memory, whose word this is: gives all of it back. */
+void guest_vacate(hold *word);
 
 /* Makes the index that guest_search() needs. -1 with MemoryError. */
 int guest_index(guest_object *self);
@@ -65,12 +91,15 @@ guest_find_all(guest_object *self, uint64_t addr, uint64_t count)
                                                                             : NULL;
 }
 
-/* How many of count bytes from addr on there are, without a hole; -1 with
+/* How many of count bytes from addr on there are, without a hole; -1 with ClosedError,
  * AddressOverflowError beyond 2**64, InvalidGuestAddressError where addr itself is in a
  * hole. (With count 0 addr may be the end of a region.) */
 int guest_reach(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach);
 
-/* The same for all of them: InvalidGuestAddressError with the first address that is in a
+/* As many as there are from addr on, up to the first hole. */
+int guest_reach_on(guest_object *self, uint64_t addr, uint64_t *reach);
+
+/* The same as guest_reach() for all of them: InvalidGuestAddressError with the first address that is in a
  * hole. */
 int guest_reach_all(guest_object *self, uint64_t addr, uint64_t count);
 

@@ -6,31 +6,38 @@
 #include "borrow.h"
 #include "element.h"
 #include "guest.h"
+#include "object_type.h"
 
-/* Bytes between a host's buffer and a range that guest_reach() has found. */
+/* Bytes between buf and a range that guest_reach() has found, region by region. */
 static int
-guest_exchange(guest_object *self, uint64_t addr, char *host, uint64_t count,
-               enum direction direction)
+guest_exchange(guest_object *self, uint64_t addr, PyObject *buf, const Py_buffer *view,
+               uint64_t count, enum direction direction)
 {
-    while (count > 0) {
-        struct piece piece = guest_piece(self, addr, count);
-        enum stay stay = memory_stay_of_copy(piece.count);
-        if (memory_enter(piece.part, stay) < 0) {
+    for (uint64_t done = 0; done < count;) {
+        struct piece piece = guest_piece(self, addr + done, count - done);
+        if (memory_copy(&piece.part->span, piece.offset, buf, view, done, piece.count,
+                        direction == INTO_MEMORY)
+            < 0) {
             return -1;
         }
-        const struct span *span = &piece.part->span;
-        int failed = direction == INTO_BUFFER
-                         ? span_read(span, piece.offset, host, piece.count)
-                         : span_write(span, piece.offset, host, piece.count);
-        memory_leave(piece.part, stay);
-        if (failed) {
-            return -1;
-        }
-        addr += piece.count;
-        host += piece.count;
-        count -= piece.count;
+        done += piece.count;
     }
     return 0;
+}
+
+/* The same for a bytes object of count bytes, which nobody else has. */
+static int
+guest_exchange_bytes(guest_object *self, uint64_t addr, PyObject *bytes, uint64_t count,
+                     enum direction direction)
+{
+    enum stay stay = memory_stay_of_copy(count);
+    const Py_buffer view = {.buf = PyBytes_AsString(bytes)};
+    if (guest_begin(self, stay) < 0) {
+        return -1;
+    }
+    int failed = guest_exchange(self, addr, bytes, &view, count, direction);
+    guest_end(self, stay);
+    return failed;
 }
 
 /* --- Objects ------------------------------------------------------------------------- */
@@ -50,7 +57,7 @@ guest_read_across(guest_object *self, uint64_t addr, PyObject *kind)
     }
     PyObject *result = NULL;
     char *host = PyBytes_AsString(bytes);
-    if (guest_exchange(self, addr, host, what.count, INTO_BUFFER) == 0) {
+    if (guest_exchange_bytes(self, addr, bytes, what.count, INTO_BUFFER) == 0) {
         struct span span = {.state = self->state, .addr = host, .size = what.count};
         struct element element = element_of(self->state, kind, what.count);
         result = element_load(&element, &span, 0);
@@ -114,7 +121,7 @@ guest_write_across(guest_object *self, PyObject *value, uint64_t addr, PyObject 
     int failed = element_store(&element, &span, 0, value);
     Py_DECREF(element.type);
     if (!failed) {
-        failed = guest_exchange(self, addr, host, what.count, INTO_MEMORY);
+        failed = guest_exchange_bytes(self, addr, bytes, what.count, INTO_MEMORY);
     }
     Py_DECREF(bytes);
     return failed;
@@ -146,6 +153,10 @@ guest_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     }
     PyObject *kind = given[2];
     if (kind == NULL || Py_IsNone(kind)) {
+        struct object_type type;
+        if (object_type_of_value(self->state, given[0], &type) < 0) {
+            return NULL;
+        }
         kind = (PyObject *)Py_TYPE(given[0]);
     }
     if (borrow_want_ref(self->state, kind, &what) < 0) {
@@ -182,14 +193,59 @@ guest_read_bytes(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     }
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
     if (bytes != NULL
-        && guest_exchange(self, addr, PyBytes_AsString(bytes), count, INTO_BUFFER)
-               < 0) {
+        && guest_exchange_bytes(self, addr, bytes, count, INTO_BUFFER) < 0) {
         Py_CLEAR(bytes);
     }
     return bytes;
 }
 
-/* Region by region, each by the accessor that guards both sides. */
+/* Whether buf's bytes are in the memory of a range that lies in more than one region:
+ * a piece that is copied could then be the source of the next one. */
+static bool
+guest_overlaps(guest_object *self, uint64_t addr, const Py_buffer *view, uint64_t count)
+{
+    uintptr_t host = (uintptr_t)view->buf;
+    for (uint64_t done = 0; done < count;) {
+        struct piece piece = guest_piece(self, addr + done, count - done);
+        uintptr_t at = (uintptr_t)piece.part->span.addr + piece.offset;
+        if (piece.count != count && host < at + piece.count && at < host + count) {
+            return true;
+        }
+        done += piece.count;
+    }
+    return false;
+}
+
+/* As memmove: by a copy of its own in between. */
+static int
+guest_copy_overlapping(guest_object *self, uint64_t addr, PyObject *buf,
+                       const Py_buffer *view, uint64_t count, enum direction direction)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
+    if (bytes == NULL) {
+        return -1;
+    }
+    char *between = PyBytes_AsString(bytes);
+    const Py_buffer bytes_view = {.buf = between};
+    struct span host = {
+        .state = self->state, .addr = view->buf, .size = count, .is_plain = true};
+    if (memory_is_ours(self->state, buf)) {
+        host = memory_of(buf)->span;
+    }
+    int failed;
+    if (direction == INTO_MEMORY) {
+        failed =
+            span_read(&host, 0, between, count) < 0
+            || guest_exchange(self, addr, bytes, &bytes_view, count, direction) < 0;
+    }
+    else {
+        failed = guest_exchange(self, addr, bytes, &bytes_view, count, direction) < 0
+                 || span_write(&host, 0, between, count) < 0;
+    }
+    Py_DECREF(bytes);
+    return failed ? -1 : 0;
+}
+
 static int
 guest_copy(guest_object *self, uint64_t addr, PyObject *buf, const Py_buffer *view,
            uint64_t count, enum direction direction)
@@ -202,7 +258,15 @@ guest_copy(guest_object *self, uint64_t addr, PyObject *buf, const Py_buffer *vi
                    ? -1
                    : 0;
     }
-    return guest_exchange(self, addr, view->buf, count, direction);
+    enum stay stay = memory_stay_of_copy(count);
+    if (guest_begin(self, stay) < 0) {
+        return -1;
+    }
+    int failed = guest_overlaps(self, addr, view, count)
+                     ? guest_copy_overlapping(self, addr, buf, view, count, direction)
+                     : guest_exchange(self, addr, buf, view, count, direction);
+    guest_end(self, stay);
+    return failed;
 }
 
 static PyObject *
@@ -288,8 +352,9 @@ guest_write_all(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 
 PyDoc_STRVAR(
     guest_fill_doc,
-    "fill($self, byte, addr, count, /)\n--\n\n"
-    "Set count bytes from a guest address on to byte.\n"
+    "fill($self, byte, addr=0, count=None, /)\n--\n\n"
+    "Set count bytes from a guest address on (up to the first hole where count is\n"
+    "None) to byte.\n"
     "\n"
     "byte is an int from 0 to 255, else OverflowError. InvalidGuestAddressError\n"
     "where a byte is in a hole, AddressOverflowError beyond 2**64: nothing is\n"
@@ -299,25 +364,31 @@ static PyObject *
 guest_fill(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     guest_object *self = guest_of(op);
-    uint64_t byte, addr, count;
-    if (args_count(nargs, 3, 3, "fill", "byte, addr, count") < 0
+    uint64_t byte, addr = 0, count = 0;
+    bool to_the_hole = nargs < 3 || Py_IsNone(args[2]);
+    if (args_count(nargs, 1, 3, "fill", "byte, addr=0, count=None") < 0
         || args_unsigned(args[0], "byte", UINT8_MAX, "255", &byte) < 0
-        || args_u64(args[1], "addr", &addr) < 0
-        || args_u64(args[2], "count", &count) < 0
-        || guest_reach_all(self, addr, count) < 0) {
+        || (nargs > 1 && args_u64(args[1], "addr", &addr) < 0)
+        || (!to_the_hole && args_u64(args[2], "count", &count) < 0)
+        || (to_the_hole ? guest_reach_on(self, addr, &count)
+                        : guest_reach_all(self, addr, count))
+               < 0) {
         return NULL;
     }
-    while (count > 0) {
+    enum stay stay = memory_stay_of_copy(count);
+    if (guest_begin(self, stay) < 0) {
+        return NULL;
+    }
+    int failed = 0;
+    while (!failed && count > 0) {
         struct piece piece = guest_piece(self, addr, count);
-        if (accessor_fill_range(piece.part, (unsigned char)byte, piece.offset,
-                                piece.count)
-            < 0) {
-            return NULL;
-        }
+        failed = span_fill(&piece.part->span, piece.offset, (unsigned char)byte,
+                           piece.count);
         addr += piece.count;
         count -= piece.count;
     }
-    Py_RETURN_NONE;
+    guest_end(self, stay);
+    return failed ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(

@@ -24,7 +24,7 @@ guest_borrow(guest_object *self, uint64_t addr, const struct borrower *what)
     }
     uint64_t offset = addr - region->start;
     if (what->count > region->size - offset) {
-        return errors_crosses_border(self->state, addr + what->count,
+        return errors_crosses_border(self->state, addr, what->count,
                                      region->start + region->size);
     }
     return borrow_new(region->part, offset, what);

@@ -163,9 +163,13 @@ found_make(guest_object *self, struct found *found)
 static PyObject *
 guest_dirty(guest_object *self, bool take)
 {
+    if (guest_begin(self, LONG) < 0) {
+        return NULL;
+    }
     struct found *found = PyMem_Calloc(self->count + 1, sizeof(*found));
     PyObject *list = NULL;
     if (found == NULL) {
+        guest_end(self, LONG);
         return PyErr_NoMemory();
     }
     if (found_make(self, found) == 0) {
@@ -184,6 +188,7 @@ guest_dirty(guest_object *self, bool take)
         PyMem_Free(one->words);
     }
     PyMem_Free(found);
+    guest_end(self, LONG);
     return list;
 }
 

@@ -68,22 +68,22 @@ guest_piece(guest_object *self, uint64_t addr, uint64_t count)
                           range_clamp(offset, count, region->size)};
 }
 
-int
-guest_reach(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach)
+/* Whether [addr, addr + count) passes 2**64. It may end there, so its last byte is
+ * looked at, not its end. */
+static inline bool
+guest_overflows(uint64_t addr, uint64_t count)
 {
-    /* A range may end at 2**64, so its last byte is looked at, not its end. */
-    if (count != 0 && addr + (count - 1) < addr) {
-        errors_address_overflow(self->state, addr, count);
-        return -1;
-    }
+    return count != 0 && addr + (count - 1) < addr;
+}
+
+/* Of a range that does not overflow; false where addr itself is in a hole. */
+static bool
+guest_measure(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach)
+{
     const struct region *region = guest_find(self, addr);
     *reach = 0;
     if (region == NULL) {
-        if (count == 0 && addr != 0 && guest_find(self, addr - 1) != NULL) {
-            return 0;
-        }
-        errors_invalid_guest_address(self->state, addr);
-        return -1;
+        return count == 0 && addr != 0 && guest_find(self, addr - 1) != NULL;
     }
     *reach = region->size - (addr - region->start);
     const struct region *end = self->regions + self->count;
@@ -92,6 +92,35 @@ guest_reach(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach)
         *reach += region->size;
     }
     *reach = Py_MIN(*reach, count);
+    return true;
+}
+
+int
+guest_reach(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach)
+{
+    if (hold_is_closed(&self->hold)) {
+        return memory_say_closed(self->state, A_REGION);
+    }
+    if (guest_overflows(addr, count)) {
+        errors_address_overflow(self->state, addr, count);
+        return -1;
+    }
+    if (!guest_measure(self, addr, count, reach)) {
+        errors_invalid_guest_address(self->state, addr);
+        return -1;
+    }
+    return 0;
+}
+
+int
+guest_reach_on(guest_object *self, uint64_t addr, uint64_t *reach)
+{
+    if (guest_reach(self, addr, UINT64_MAX - addr, reach) < 0) {
+        return -1;
+    }
+    if (*reach == UINT64_MAX - addr && guest_find(self, UINT64_MAX) != NULL) {
+        *reach += 1; /* the last byte of all */
+    }
     return 0;
 }
 
@@ -182,15 +211,9 @@ guest_check_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[1], "count", &count) < 0) {
         return NULL;
     }
-    if (guest_reach(self, addr, count, &reach) == 0) {
-        return PyBool_FromLong(reach == count);
-    }
-    if (!PyErr_ExceptionMatches(self->state->AddressOverflowError)
-        && !PyErr_ExceptionMatches(self->state->InvalidGuestAddressError)) {
-        return NULL;
-    }
-    PyErr_Clear();
-    Py_RETURN_FALSE;
+    return PyBool_FromLong(!guest_overflows(addr, count)
+                           && guest_measure(self, addr, count, &reach)
+                           && reach == count);
 }
 
 const char guest_checked_offset_doc[] =

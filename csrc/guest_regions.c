@@ -13,6 +13,24 @@ region_drop(struct region *region)
     Py_XDECREF(region->memory);
 }
 
+/* A region at start that borrows all of span, which the caller keeps mapped, and which
+ * is memory's (borrowed). */
+static int
+region_borrow(struct region *self, const struct span *span, uint64_t start,
+              PyObject *memory)
+{
+    PyObject *part = slice_new(span, 0, span->size);
+    if (part == NULL) {
+        return -1;
+    }
+    memory_of(part)->span.first = start;
+    *self = (struct region){.start = start,
+                            .size = span->size,
+                            .part = memory_of(part),
+                            .memory = Py_NewRef(memory)};
+    return 0;
+}
+
 /* Takes memory (borrowed) as a region at start. -1 with an exception. */
 static int
 region_fill(struct region *self, module_state *state, uint64_t start, PyObject *memory)
@@ -23,7 +41,7 @@ region_fill(struct region *self, module_state *state, uint64_t start, PyObject *
     }
     memory_object *whole = memory_of(memory);
     if (whole->span.size == 0) {
-        PyErr_SetString(PyExc_ValueError, "a region of guest memory cannot be empty");
+        errors_invalid_region(state, start, 0, NULL);
         return -1;
     }
     if (start + (whole->span.size - 1) < start) {
@@ -33,18 +51,9 @@ region_fill(struct region *self, module_state *state, uint64_t start, PyObject *
     if (memory_enter(whole, SHORT) < 0) {
         return -1;
     }
-    PyObject *part = slice_new(&whole->span, 0, whole->span.size);
+    int failed = region_borrow(self, &whole->span, start, memory);
     memory_leave(whole, SHORT);
-    if (part == NULL) {
-        return -1;
-    }
-    memory_of(part)->kind = A_REGION;
-    memory_of(part)->span.first = start;
-    *self = (struct region){.start = start,
-                            .size = whole->span.size,
-                            .part = memory_of(part),
-                            .memory = Py_NewRef(memory)};
-    return 0;
+    return failed;
 }
 
 static int
@@ -81,6 +90,7 @@ guest_make(module_state *state, struct region *regions, size_t count)
     self->state = state;
     self->module = Py_NewRef(state->module);
     self->weakrefs = NULL;
+    atomic_init(&self->hold, HOLD_OWNED);
     self->size = 0;
     self->count = count;
     self->regions = regions;
@@ -91,6 +101,8 @@ guest_make(module_state *state, struct region *regions, size_t count)
     atomic_init(&self->hint, 0);
     for (size_t i = 0; i < count; i++) {
         starts[i] = regions[i].start;
+        regions[i].part->kind = A_REGION;
+        regions[i].part->hold = &self->hold;
         self->size += regions[i].size;
     }
     PyObject_GC_Track((PyObject *)self);
@@ -107,13 +119,14 @@ fail:
     return NULL;
 }
 
-/* What a pair of the argument says; memory is borrowed from it. */
+/* What a pair of the argument says; memory is borrowed from it. options are keywords of
+ * MemoryMapping(), or NULL. */
 typedef int (*pair_function)(struct region *out, module_state *state, PyObject *first,
-                             PyObject *second);
+                             PyObject *second, PyObject *options);
 
 static int
 pair_of_memory(struct region *out, module_state *state, PyObject *first,
-               PyObject *second)
+               PyObject *second, PyObject *Py_UNUSED(options))
 {
     uint64_t start;
     return args_u64(first, "the address of a region", &start) < 0
@@ -123,11 +136,15 @@ pair_of_memory(struct region *out, module_state *state, PyObject *first,
 
 static int
 pair_of_range(struct region *out, module_state *state, PyObject *first,
-              PyObject *second)
+              PyObject *second, PyObject *options)
 {
+    PyObject *args = PyTuple_Pack(1, second);
     PyObject *mapping =
-        PyObject_CallFunctionObjArgs((PyObject *)state->mapping_type, second, NULL);
-    int result = mapping == NULL ? -1 : pair_of_memory(out, state, first, mapping);
+        args == NULL ? NULL
+                     : PyObject_Call((PyObject *)state->mapping_type, args, options);
+    int result =
+        mapping == NULL ? -1 : pair_of_memory(out, state, first, mapping, NULL);
+    Py_XDECREF(args);
     Py_XDECREF(mapping);
     if (result == 0) {
         out->made = true;
@@ -138,7 +155,7 @@ pair_of_range(struct region *out, module_state *state, PyObject *first,
 /* From an iterable of pairs. */
 static PyObject *
 guest_from_pairs(module_state *state, PyObject *pairs, const char *name,
-                 const char *wanted, pair_function fill)
+                 const char *wanted, pair_function fill, PyObject *options)
 {
     PyObject *list = PySequence_Tuple(pairs);
     if (list == NULL) {
@@ -157,7 +174,7 @@ guest_from_pairs(module_state *state, PyObject *pairs, const char *name,
             break;
         }
         if (fill(&regions[done], state, PyTuple_GetItem(pair, 0),
-                 PyTuple_GetItem(pair, 1))
+                 PyTuple_GetItem(pair, 1), options)
             < 0) {
             break;
         }
@@ -185,39 +202,52 @@ guest_new(PyTypeObject *cls, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     return guest_from_pairs(state, given[0], "a region", "a tuple (address, memory)",
-                            pair_of_memory);
+                            pair_of_memory, NULL);
 }
 
 const char guest_from_ranges_doc[] = PyDoc_STR(
-    "from_ranges($type, ranges)\n--\n\n"
+    "from_ranges($type, ranges, *, track_dirty=False)\n--\n\n"
     "Map anonymous memory for each (address, size) of an iterable.\n"
     "\n"
-    "close() closes these mappings. The errors are those of GuestMemory() and of\n"
+    "close() closes these mappings. With track_dirty they remember which pages are\n"
+    "written, for take_dirty(). The errors are those of GuestMemory() and of\n"
     "MemoryMapping().");
 
 PyObject *
 guest_from_ranges(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
                   PyObject *kwnames)
 {
-    static const char *const names[] = {"ranges", NULL};
+    static const char *const names[] = {"ranges", "track_dirty", NULL};
     static const struct args_spec spec = {
-        .function = "from_ranges", .names = names, .required = 1};
+        .function = "from_ranges", .names = names, .required = 1, .keywords = 1};
     module_state *state = PyType_GetModuleState((PyTypeObject *)cls);
-    PyObject *given[1];
+    PyObject *given[2];
     if (state == NULL || args_named(&spec, args, nargs, kwnames, given) < 0) {
         return NULL;
     }
-    return guest_from_pairs(state, given[0], "a range", "a tuple (address, size)",
-                            pair_of_range);
+    PyObject *options =
+        given[1] == NULL ? NULL : Py_BuildValue("{sO}", names[1], given[1]);
+    if (options == NULL && given[1] != NULL) {
+        return NULL;
+    }
+    PyObject *result = guest_from_pairs(
+        state, given[0], "a range", "a tuple (address, size)", pair_of_range, options);
+    Py_XDECREF(options);
+    return result;
 }
 
-/* The regions but for one (NULL: all), and room for one more; borrowed memory again. */
+/* The regions but for one (NULL: all), and room for one more. They borrow from where ours
+ * do: what those were made from may have been given back since. */
 static struct region *
 guest_copy_regions(guest_object *self, const struct region *without)
 {
+    if (guest_begin(self, LONG) < 0) {
+        return NULL;
+    }
     struct region *regions = PyMem_Calloc(self->count + 1, sizeof(*regions));
     size_t done = 0;
     if (regions == NULL) {
+        guest_end(self, LONG);
         PyErr_NoMemory();
         return NULL;
     }
@@ -226,16 +256,19 @@ guest_copy_regions(guest_object *self, const struct region *without)
         if (region == without) {
             continue;
         }
-        if (region_fill(&regions[done], self->state, region->start, region->memory)
+        if (region_borrow(&regions[done], &region->part->span, region->start,
+                          region->memory)
             < 0) {
             while (done > 0) {
                 region_drop(&regions[--done]);
             }
             PyMem_Free(regions);
-            return NULL;
+            regions = NULL;
+            break;
         }
         done++;
     }
+    guest_end(self, LONG);
     return regions;
 }
 
@@ -257,7 +290,8 @@ guest_with_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (regions == NULL) {
         return NULL;
     }
-    if (pair_of_memory(&regions[self->count], self->state, args[0], args[1]) < 0) {
+    if (pair_of_memory(&regions[self->count], self->state, args[0], args[1], NULL)
+        < 0) {
         for (size_t i = 0; i < self->count; i++) {
             region_drop(&regions[i]);
         }
@@ -272,7 +306,7 @@ const char guest_without_region_doc[] = PyDoc_STR(
     "Return a new GuestMemory without the region at addr of this size.\n"
     "\n"
     "This one stays as it is. InvalidGuestAddressError where no region begins\n"
-    "at addr, ValueError where it has another size.");
+    "at addr, InvalidRegionError where it has another size.");
 
 PyObject *
 guest_without_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -284,18 +318,16 @@ guest_without_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[1], "size", &size) < 0) {
         return NULL;
     }
+    if (hold_is_closed(&self->hold)) {
+        memory_say_closed(self->state, A_REGION);
+        return NULL;
+    }
     const struct region *region = guest_find(self, addr);
     if (region == NULL || region->start != addr) {
         return errors_invalid_guest_address(self->state, addr);
     }
     if (region->size != size) {
-        char text[96];
-        PyOS_snprintf(text, sizeof(text),
-                      "the region at %#llx has %#llx bytes, not %#llx",
-                      (unsigned long long)addr, (unsigned long long)region->size,
-                      (unsigned long long)size);
-        PyErr_SetString(PyExc_ValueError, text);
-        return NULL;
+        return errors_invalid_region(self->state, addr, size, &region->size);
     }
     struct region *regions = guest_copy_regions(self, region);
     return regions == NULL ? NULL : guest_make(self->state, regions, self->count - 1);

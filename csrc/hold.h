@@ -4,7 +4,9 @@
  *   bit 63  CLOSED   nobody may enter any more; whoever is inside goes on
  *   bit 62  DONE     somebody has taken on giving the memory back
  *   bit 61  OWNED    the object that made it still exists
- *   24..60  borrowers (slices, refs, exported buffers)
+ *   bit 60  CLOSING  CLOSED is not decided yet: who closes several words at once may
+ *                    undo it, in a moment; nobody sees that with a GIL
+ *   24..59  borrowers (slices, refs, exported buffers)
  *    0..23  calls that are inside
  *
  * The memory is given back exactly once: by the one who moves the word from
@@ -19,14 +21,17 @@
 
 #include "native.h"
 
+#include <sched.h>
+
 typedef _Atomic uint64_t hold;
 
-#define HOLD_CLOSED (UINT64_C(1) << 63)
-#define HOLD_DONE   (UINT64_C(1) << 62)
-#define HOLD_OWNED  (UINT64_C(1) << 61)
-#define HOLD_BORROW (UINT64_C(1) << 24)
-#define HOLD_CALL   UINT64_C(1)
-#define HOLD_ANYONE (HOLD_OWNED - 1)
+#define HOLD_CLOSED  (UINT64_C(1) << 63)
+#define HOLD_DONE    (UINT64_C(1) << 62)
+#define HOLD_OWNED   (UINT64_C(1) << 61)
+#define HOLD_CLOSING (UINT64_C(1) << 60)
+#define HOLD_BORROW  (UINT64_C(1) << 24)
+#define HOLD_CALL    UINT64_C(1)
+#define HOLD_ANYONE  (HOLD_CLOSING - 1)
 
 static inline uint64_t
 hold_read(const hold *self)
@@ -38,10 +43,24 @@ hold_read(const hold *self)
 #endif
 }
 
+/* The word once it is decided whether it is closed. */
+static inline uint64_t
+hold_settled(const hold *self)
+{
+    uint64_t word = hold_read(self);
+#ifdef Py_GIL_DISABLED
+    while (word & HOLD_CLOSING) {
+        sched_yield();
+        word = hold_read(self);
+    }
+#endif
+    return word;
+}
+
 static inline bool
 hold_is_closed(const hold *self)
 {
-    return (hold_read(self) & HOLD_CLOSED) != 0;
+    return (hold_settled(self) & HOLD_CLOSED) != 0;
 }
 
 /* Both return the word as it was before. */
@@ -79,6 +98,9 @@ hold_change(hold *self, uint64_t set, uint64_t clear, uint64_t unit, uint64_t *a
     uint64_t old = hold_read(self), new;
     bool mine;
     do {
+        if (set & old & HOLD_CLOSED) {
+            old = hold_settled(self); /* it may be open again */
+        }
         new = ((old | set) & ~clear) - unit;
         mine = (new & HOLD_CLOSED) && !(new & HOLD_DONE) && !(new & HOLD_ANYONE);
         if (mine) {
@@ -108,18 +130,40 @@ hold_abandon(hold *self)
     return hold_change(self, HOLD_CLOSED, 0, 0, &after);
 }
 
-/* From "nobody" to closed, in one step. False: somebody is there (*seen says
- * who), and nothing has changed. */
+/* From "nobody but `own`" to CLOSED, DONE and `more`, in one step. False: somebody
+ * else is there (*seen says who) or it is closed, and nothing has changed. */
+static inline bool
+hold_close_over(hold *self, uint64_t own, uint64_t more, uint64_t *seen)
+{
+    *seen = hold_settled(self);
+    while ((*seen & (HOLD_ANYONE | HOLD_CLOSED)) == own) {
+        if (hold_swap(self, seen, *seen | HOLD_CLOSED | HOLD_DONE | more)) {
+            return true;
+        }
+        *seen = hold_settled(self);
+    }
+    return false;
+}
+
 static inline bool
 hold_close(hold *self, uint64_t *seen)
 {
-    *seen = hold_read(self);
-    while (!(*seen & (HOLD_ANYONE | HOLD_CLOSED))) {
-        if (hold_swap(self, seen, *seen | HOLD_CLOSED | HOLD_DONE)) {
-            return true;
-        }
-    }
-    return false;
+    return hold_close_over(self, 0, 0, seen);
+}
+
+/* Of several words at once: each begins, and then all of them stay closed or open. */
+static inline bool
+hold_begin_close(hold *self, uint64_t own, uint64_t *seen)
+{
+    return hold_close_over(self, own, HOLD_CLOSING, seen);
+}
+
+static inline void
+hold_end_close(hold *self, bool closed)
+{
+    uint64_t after;
+    hold_change(self, 0, HOLD_CLOSING | (closed ? 0 : HOLD_CLOSED | HOLD_DONE), 0,
+                &after);
 }
 
 #endif

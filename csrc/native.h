@@ -28,6 +28,7 @@
     X(AddressOverflowError)     \
     X(MisalignedError)          \
     X(InvalidGuestAddressError) \
+    X(InvalidRegionError)       \
     X(MemoryRegionOverlapError) \
     X(CoreDumpWarning)
 

@@ -67,7 +67,8 @@ slice_dealloc(PyObject *op)
     if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs(op);
     }
-    if (hold_abandon(self->hold)) {
+    /* A guest drops its regions when nobody is inside. */
+    if (self->kind == A_REGION || hold_abandon(self->hold)) {
         lender_give_back(&self->span.lender, BORROW_SLICE);
     }
     PyObject_GC_Del(op);
@@ -149,7 +150,7 @@ slice_copy(PyObject *op, PyObject *const *args, Py_ssize_t nargs, bool from)
     enum stay stay = memory_stay_of_copy(count);
     int failed = memory_enter(self, stay);
     if (!failed) {
-        failed = memory_copy(&self->span, 0, args[0], &view, count, from);
+        failed = memory_copy(&self->span, 0, args[0], &view, 0, count, from);
         memory_leave(self, stay);
     }
     PyBuffer_Release(&view);

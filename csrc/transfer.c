@@ -305,7 +305,7 @@ transfer_step_read(struct transfer *self, size_t left, size_t *moved)
     return failed;
 }
 
-static int
+int
 transfer_run(struct transfer *self)
 {
     while (self->done < self->count) {

@@ -35,8 +35,11 @@ struct transfer {
  * self->method is the caller's to give back in any case. position may be NULL. */
 int transfer_open(struct transfer *self, PyObject *stream, PyObject *position);
 
-/* All of it, or one step. Enters and leaves the memory, and checks the range. -1 with an
- * exception. */
+/* All of it, or one step, by a caller who is inside the memory and has checked the range.
+ * -1 with an exception. */
+int transfer_run(struct transfer *self);
+
+/* The same; enters and leaves the memory, and checks the range. */
 int transfer_in_memory(struct transfer *self);
 
 #endif

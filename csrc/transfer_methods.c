@@ -20,20 +20,23 @@ transfer_in_guest(struct transfer *self, guest_object *guest, uint64_t addr,
         errors_invalid_offset_u64(self->state, self->position, count);
         return -1;
     }
-    while (count > 0) {
+    if (guest_begin(guest, LONG) < 0) {
+        return -1;
+    }
+    int failed = 0;
+    while (!failed && count > 0) {
         struct piece piece = guest_piece(guest, addr, count);
         self->memory = piece.part;
         self->mem_offset = piece.offset;
         self->count = piece.count;
         self->done = 0;
-        if (transfer_in_memory(self) < 0) {
-            return -1;
-        }
+        failed = transfer_run(self);
         self->before += piece.count;
         addr += piece.count;
         count -= piece.count;
     }
-    return 0;
+    guest_end(guest, LONG);
+    return failed;
 }
 
 static PyObject *

@@ -13,30 +13,47 @@
 #include "native.h"
 
 #include "args.h"
+#include "guest.h"
 #include "volatile_memory.h"
 
 #include <string.h>
 
 int
-memory_refuse(const memory_object *self)
+memory_say_closed(module_state *state, enum memory_kind kind)
 {
     static const char *const texts[] = {
         [A_MAPPING] = "the mapping has been closed",
         [A_SLICE] = "the slice has been released",
         [A_REGION] = "the guest memory has been closed",
     };
-    errors_closed(self->span.state, texts[self->kind]);
+    errors_closed(state, texts[kind]);
     return -1;
+}
+
+int
+memory_refuse(memory_object *self)
+{
+#ifdef Py_GIL_DISABLED
+    if (!hold_is_closed(self->hold)) { /* its close() has been refused meanwhile */
+        return memory_enter(self, LONG);
+    }
+#endif
+    return memory_say_closed(self->span.state, self->kind);
 }
 
 void
 memory_vacate(memory_object *self)
 {
-    if (self->kind == A_MAPPING) {
+    switch (self->kind) {
+    case A_MAPPING:
         pages_unmap_or_report(&self->span.lender.pages->mapping);
-    }
-    else {
+        break;
+    case A_SLICE:
         lender_give_back(&self->span.lender, BORROW_SLICE);
+        break;
+    case A_REGION:
+        guest_vacate(self->hold);
+        break;
     }
 }
 
@@ -51,23 +68,31 @@ memory_list_holder(char *text, size_t room, uint64_t count, const char *what)
     }
 }
 
-static PyObject *
-memory_busy(memory_object *self, uint64_t seen)
+void
+memory_holders(const memory_object *self, uint64_t seen, uint64_t own,
+               char text[HOLDERS_TEXT])
 {
-    uint64_t borrowers = (seen & HOLD_ANYONE) / HOLD_BORROW;
+    uint64_t borrowers = (seen & HOLD_ANYONE) / HOLD_BORROW - own;
     uint64_t calls = seen % HOLD_BORROW, slices = 0, refs = 0;
     if (self->kind == A_MAPPING) {
         /* The pages count all who borrow from them together with the mapping's own.
          * Read apart from the word: without a GIL they may be a step ahead. */
-        slices = Py_MIN(hold_read(&self->span.lender.pages->slices), borrowers);
+        slices = Py_MIN(hold_read(&self->span.lender.pages->slices) - own, borrowers);
         refs = Py_MIN(hold_read(&self->span.lender.pages->refs), borrowers - slices);
     }
-    char text[160] = "";
-    memory_list_holder(text, sizeof(text), slices, "slice");
-    memory_list_holder(text, sizeof(text), refs, "ref");
-    memory_list_holder(text, sizeof(text), borrowers - slices - refs,
+    text[0] = '\0';
+    memory_list_holder(text, HOLDERS_TEXT, slices, "slice");
+    memory_list_holder(text, HOLDERS_TEXT, refs, "ref");
+    memory_list_holder(text, HOLDERS_TEXT, borrowers - slices - refs,
                        "exported buffer");
-    memory_list_holder(text, sizeof(text), calls, "running call");
+    memory_list_holder(text, HOLDERS_TEXT, calls, "running call");
+}
+
+static PyObject *
+memory_busy(const memory_object *self, uint64_t seen)
+{
+    char text[HOLDERS_TEXT];
+    memory_holders(self, seen, 0, text);
     PyErr_Format(PyExc_BufferError, "cannot %s: it is held by %s",
                  self->kind == A_MAPPING ? "close the mapping" : "release the slice",
                  text);

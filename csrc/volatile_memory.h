@@ -7,7 +7,8 @@
 
 #include "span.h"
 
-/* A slice that a GuestMemory has made for itself is a region of it. */
+/* A region is a slice that a GuestMemory has made for itself: all of its regions enter
+ * the same word, which is the guest's. */
 enum memory_kind { A_MAPPING, A_SLICE, A_REGION };
 
 typedef struct {
@@ -15,7 +16,7 @@ typedef struct {
     struct span span;
     PyObject *weakrefs;
     hold *hold; /* the word that calls enter: that of the pages for a mapping, its
-                   own for a slice */
+                   own for a slice, the guest's for a region */
     enum memory_kind kind;
 } memory_object;
 
@@ -32,7 +33,8 @@ enum stay {
 };
 
 /* The slow ends of memory_enter and memory_leave. */
-int memory_refuse(const memory_object *self);
+int memory_refuse(memory_object *self);
+int memory_say_closed(module_state *state, enum memory_kind kind);
 void memory_vacate(memory_object *self);
 
 /* Every access is between these two. Entering keeps the memory mapped and makes
@@ -102,22 +104,35 @@ memory_start(memory_object *self, const struct span *span, hold *word,
     self->kind = kind;
 }
 
-/* Copies count bytes between span and buf, an object whose buffer is exported to the
- * caller as view. Where that is memory of ours, both sides are guarded, and no field
- * of either tears where they agree modulo 8. -1 with an exception. */
+/* Whether the buffer that buf exports is memory of ours. */
+static inline bool
+memory_is_ours(module_state *state, PyObject *buf)
+{
+    return Py_IS_TYPE(buf, state->mapping_type) || Py_IS_TYPE(buf, state->slice_type);
+}
+
+/* Copies count bytes between span and buf, from byte `at` of it on: an object whose
+ * buffer is exported to the caller as view. Where that is memory of ours, both sides are
+ * guarded, and no field of either tears where they agree modulo 8. -1 with an
+ * exception. */
 static inline int
 memory_copy(const struct span *span, size_t offset, PyObject *buf,
-            const Py_buffer *view, size_t count, bool into_memory)
+            const Py_buffer *view, size_t at, size_t count, bool into_memory)
 {
-    if (!Py_IS_TYPE(buf, span->state->mapping_type)
-        && !Py_IS_TYPE(buf, span->state->slice_type)) {
-        return into_memory ? span_write(span, offset, view->buf, count)
-                           : span_read(span, offset, view->buf, count);
+    if (!memory_is_ours(span->state, buf)) {
+        char *host = (char *)view->buf + at;
+        return into_memory ? span_write(span, offset, host, count)
+                           : span_read(span, offset, host, count);
     }
     const struct span *other = &memory_of(buf)->span;
-    return into_memory ? span_copy(span, offset, other, 0, count)
-                       : span_copy(other, 0, span, offset, count);
+    return into_memory ? span_copy(span, offset, other, at, count)
+                       : span_copy(other, at, span, offset, count);
 }
+
+/* Who is there, of those that hold_close_over() has seen: "2 slices, 1 running call". */
+enum { HOLDERS_TEXT = 160 };
+void memory_holders(const memory_object *self, uint64_t seen, uint64_t own,
+                    char text[HOLDERS_TEXT]);
 
 /* What a mapping's close() and a slice's release() do: gives the memory back if
  * nobody is inside or borrows from it. NULL with BufferError, which says who, or

@@ -40,6 +40,7 @@ TREE: dict[str, tuple[str, ...]] = {
     "AddressOverflowError": ("VolatileMemoryError", "OverflowError"),
     "MisalignedError": ("VolatileMemoryError", "ValueError"),
     "InvalidGuestAddressError": ("VolatileMemoryError", "IndexError"),
+    "InvalidRegionError": ("VolatileMemoryError", "ValueError"),
     "MemoryRegionOverlapError": ("VolatileMemoryError", "ValueError"),
     "CoreDumpWarning": ("RuntimeWarning",),
 }
@@ -181,10 +182,20 @@ RAISED: dict[str, tuple[Callable[[], object], str, dict[str, Any], str]] = {
         {"start": 5, "size": 0x1388, "other_start": 0, "other_size": 0x1388},
         "the region at 0x5 of size 0x1388 overlaps that at 0x0 of size 0x1388",
     ),
+    "empty region": (
+        lambda: guestmem.GuestMemory([(0x2000, mapping().get_slice(0, 0))]),
+        "InvalidRegionError", {"start": 0x2000, "size": 0, "actual": None},
+        "a region of guest memory cannot be empty: that at 0x2000 is",
+    ),
+    "other region": (
+        lambda: guestmem.GuestMemory([(0x2000, mapping())]).without_region(0x2000, 5),
+        "InvalidRegionError", {"start": 0x2000, "size": 5, "actual": 0x1388},
+        "the region at 0x2000 has 0x1388 bytes, not 0x5",
+    ),
     "alignment": (
         lambda: mapping().get_atomic_ref(0x13, guestmem.u16),
         "MisalignedError", {"addr": 0x13, "alignment": 2},
-        "offset 0x13 is not at a multiple of 2 in memory",
+        "0x13 is not at a multiple of 2 in memory",
     ),
     "overflow": (
         lambda: mapping().get_slice(TOP, 3),

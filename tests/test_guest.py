@@ -23,6 +23,7 @@ from guestmem import (
     GuestRegion,
     InvalidGuestAddressError,
     InvalidOffsetError,
+    InvalidRegionError,
     MemoryMapping,
     MemoryRegionOverlapError,
     MisalignedError,
@@ -118,7 +119,7 @@ def test_what_is_refused() -> None:
         GuestMemory([(TOP - PAGE + 1, one)])
     assert (over.value.base, over.value.offset) == (TOP - PAGE + 1, PAGE)
     GuestMemory([(TOP - PAGE, one)])
-    with pytest.raises(ValueError, match="cannot be empty"):
+    with pytest.raises(InvalidRegionError, match="cannot be empty"):
         GuestMemory([(0, one.get_slice(0, 0))])
     for bad in -1, TOP:
         with pytest.raises(OverflowError, match="the address of a region must be from 0"):
@@ -246,6 +247,12 @@ def test_up_to_the_last_address() -> None:
     assert guest.get_slice(TOP - 1, 1).size == 1
     assert guest.last_addr == TOP - 1
     assert guest.checked_offset(TOP - 1, 1) is None
+    with pytest.raises(OutOfBoundsError) as border:
+        guest.get_slice(TOP - PAGE - 1, PAGE + 1)
+    assert (border.value.addr, border.value.size) == (TOP, TOP - PAGE)
+    guest.fill(7, TOP - PAGE - 2)  # to the end
+    assert guest.read_bytes(TOP - PAGE - 3, 4)[1:] == b"\7" * 3
+    assert guest.read_bytes(TOP - 1, 1) == b"\7"
     for addr, count in (TOP - 4, 5), (start, 2 * PAGE + 1):
         with pytest.raises(AddressOverflowError):
             guest.read_bytes(addr, count)
@@ -325,8 +332,8 @@ def test_refs(guest: GuestMemory) -> None:
     ref = guest.get_atomic_ref(HIGH + 8, u64)
     assert (ref.fetch_add(5), guest.read_obj(HIGH + 8, u64)) == (0, 5)
     with pytest.raises(MisalignedError) as caught:  # the region begins at an odd address
-        guest.get_atomic_ref(LOW, u32)
-    assert (caught.value.addr, caught.value.alignment) == (0, 4)
+        guest.get_atomic_ref(LOW + 1, u32)
+    assert (caught.value.addr, caught.value.alignment) == (LOW + 1, 4)
     array = guest.get_array_ref(HIGH, 3, u64)
     assert array.tolist() == [0, 5, 0]
     address = guest.get_host_address(HIGH + 8)
@@ -367,7 +374,7 @@ def test_mappings_that_it_made() -> None:
     guest = GuestMemory.from_ranges([(0, PAGE), (PAGE, PAGE)])
     memories = [region.memory for region in guest.regions]
     part = guest.get_slice(PAGE, 5)
-    with pytest.raises(BufferError, match="a region of it is in use"):
+    with pytest.raises(BufferError, match="its region at 0x1000 is held by 1 slice$"):
         guest.close()
     assert not guest.closed
     guest.fill(1, 0, 2 * PAGE)  # nothing has changed
@@ -411,7 +418,7 @@ def test_hot_plug() -> None:
         second.with_region(5, MemoryMapping(1))
     with pytest.raises(InvalidGuestAddressError):
         second.without_region(1, PAGE)
-    with pytest.raises(ValueError, match="the region at 0x1000 has 0x1000 bytes, not 0x5"):
+    with pytest.raises(InvalidRegionError, match="the region at 0x1000 has 0x1000 bytes, not 0x5"):
         second.without_region(PAGE, 5)
     with pytest.raises(TypeError, match="the memory of a region must be a VolatileMemory"):
         second.with_region(9 * PAGE, b"")  # type: ignore[arg-type]

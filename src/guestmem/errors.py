@@ -16,6 +16,7 @@ __all__ = [
     "InvalidGuestAddressError",
     "InvalidOffsetError",
     "InvalidRangeError",
+    "InvalidRegionError",
     "MemoryRegionOverlapError",
     "MisalignedError",
     "MmapError",
@@ -218,6 +219,24 @@ class InvalidGuestAddressError(VolatileMemoryError, IndexError):
         return f"no region of guest memory holds address {self.addr:#x}"
 
 
+class InvalidRegionError(VolatileMemoryError, ValueError):
+    """A region of guest memory at start cannot have this size (bytes), or has another one.
+
+    actual is the size that the region has; None where there is none: a region cannot be empty.
+    """
+
+    def __init__(self, start: int, size: int, actual: int | None = None) -> None:
+        super().__init__(start, size, actual)
+        self.start = start
+        self.size = size
+        self.actual = actual
+
+    def __str__(self) -> str:
+        if self.actual is None:
+            return f"a region of guest memory cannot be empty: that at {self.start:#x} is"
+        return f"the region at {self.start:#x} has {self.actual:#x} bytes, not {self.size:#x}"
+
+
 class MemoryRegionOverlapError(VolatileMemoryError, ValueError):
     """Two regions of guest memory overlap: start and size, other_start and other_size."""
 
@@ -248,7 +267,7 @@ class AddressOverflowError(VolatileMemoryError, OverflowError):
 
 
 class MisalignedError(VolatileMemoryError, ValueError):
-    """addr, an offset (bytes), is not at a multiple of alignment in memory.
+    """addr, an offset (bytes) or a guest address, is not at a multiple of alignment in memory.
 
     What counts is where the byte lies in the host's memory: a slice that begins at an odd offset
     makes even ones odd.
@@ -260,7 +279,7 @@ class MisalignedError(VolatileMemoryError, ValueError):
         self.alignment = alignment
 
     def __str__(self) -> str:
-        return f"offset {self.addr:#x} is not at a multiple of {self.alignment} in memory"
+        return f"{self.addr:#x} is not at a multiple of {self.alignment} in memory"
 
 
 class CoreDumpWarning(RuntimeWarning):
