@@ -223,3 +223,15 @@ args_buffer(PyObject *obj, const char *name, Py_buffer *view, bool writable)
     }
     return -1;
 }
+
+PyObject *
+args_sum(uint64_t a, uint64_t b)
+{
+    PyObject *first = PyLong_FromUnsignedLongLong(a);
+    PyObject *second = PyLong_FromUnsignedLongLong(b);
+    PyObject *sum =
+        first == NULL || second == NULL ? NULL : PyNumber_Add(first, second);
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return sum;
+}

@@ -65,4 +65,7 @@ int args_fd(PyObject *arg, const char *name, int *out);
  * buffer that will not do, TypeError where it has none. */
 int args_buffer(PyObject *obj, const char *name, Py_buffer *view, bool writable);
 
+/* a + b as an int, which may pass 2**64 - 1. NULL with MemoryError. */
+PyObject *args_sum(uint64_t a, uint64_t b);
+
 #endif

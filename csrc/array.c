@@ -270,6 +270,12 @@ array_list_scalars(const array_object *self, PyObject *list)
 static int
 array_list_objects(const array_object *self, PyObject *list)
 {
+    /* Loading may run the collector's callbacks, which find the list: no slot is NULL. */
+    for (Py_ssize_t i = 0; i < self->length; i++) {
+        if (PyList_SetItem(list, i, Py_NewRef(Py_None)) < 0) {
+            return -1;
+        }
+    }
     for (Py_ssize_t i = 0; i < self->length; i++) {
         PyObject *value =
             element_load(&self->element, &self->span, (size_t)i * self->element.size);

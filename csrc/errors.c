@@ -2,6 +2,8 @@
  * in errors.py; this file fills in the fields. */
 #include "native.h"
 
+#include "args.h"
+
 #include <string.h>
 
 /* PyErr_SetObject with a new instance; args as in PyObject_CallFunction. */
@@ -97,12 +99,7 @@ PyObject *
 errors_crosses_border(module_state *state, uint64_t addr, uint64_t count,
                       uint64_t border)
 {
-    PyObject *start = PyLong_FromUnsignedLongLong(addr);
-    PyObject *length = PyLong_FromUnsignedLongLong(count);
-    PyObject *end = /* up to 2**64 */
-        start == NULL || length == NULL ? NULL : PyNumber_Add(start, length);
-    Py_XDECREF(start);
-    Py_XDECREF(length);
+    PyObject *end = args_sum(addr, count);
     return end == NULL ? NULL
                        : errors_raise(state->OutOfBoundsError, "(NKO)", end,
                                       (unsigned long long)border, Py_True);
@@ -186,7 +183,7 @@ errors_not_copied(PyObject *op)
 {
     PyObject *name = PyType_GetName(Py_TYPE(op));
     if (name != NULL) {
-        PyErr_Format(PyExc_TypeError, "cannot copy or pickle a %U", name);
+        PyErr_Format(PyExc_TypeError, "cannot copy or pickle %U objects", name);
         Py_DECREF(name);
     }
     return NULL;

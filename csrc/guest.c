@@ -240,7 +240,11 @@ guest_get_num_regions(PyObject *op, void *Py_UNUSED(closure))
 static PyObject *
 guest_get_size(PyObject *op, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLongLong(guest_of(op)->size);
+    const guest_object *self = guest_of(op);
+    if (self->count == 0) {
+        return PyLong_FromLong(0);
+    }
+    return args_sum(self->size - 1, 1); /* up to 2**64, which is 0 here */
 }
 
 static PyObject *

@@ -191,6 +191,9 @@ guest_read_bytes(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || guest_reach_all(self, addr, count) < 0) {
         return NULL;
     }
+    if (count > PY_SSIZE_T_MAX / 2) { /* regions of the same memory can be as many */
+        return PyErr_NoMemory();
+    }
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)count);
     if (bytes != NULL
         && guest_exchange_bytes(self, addr, bytes, count, INTO_BUFFER) < 0) {

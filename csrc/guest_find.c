@@ -85,13 +85,12 @@ guest_measure(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach
     if (region == NULL) {
         return count == 0 && addr != 0 && guest_find(self, addr - 1) != NULL;
     }
-    *reach = region->size - (addr - region->start);
+    *reach = range_clamp(addr - region->start, count, region->size);
     const struct region *end = self->regions + self->count;
     for (region++; *reach < count && region < end && region->start == addr + *reach;
          region++) {
-        *reach += region->size;
+        *reach += Py_MIN(region->size, count - *reach);
     }
-    *reach = Py_MIN(*reach, count);
     return true;
 }
 
@@ -155,6 +154,9 @@ guest_region_object(module_state *state, const struct region *region)
     for (Py_ssize_t i = 0; i < 4; i++) {
         failed = failed || fields[i] == NULL;
         PyStructSequence_SetItem(result, i, fields[i]);
+    }
+    if (!PyObject_GC_IsTracked(result)) { /* as made, it is not: a cycle would stay */
+        PyObject_GC_Track(result);
     }
     if (failed) {
         Py_CLEAR(result);

@@ -138,7 +138,7 @@ static int
 pair_of_range(struct region *out, module_state *state, PyObject *first,
               PyObject *second, PyObject *options)
 {
-    PyObject *args = PyTuple_Pack(1, second);
+    PyObject *args = Py_BuildValue("(O)", second);
     PyObject *mapping =
         args == NULL ? NULL
                      : PyObject_Call((PyObject *)state->mapping_type, args, options);
@@ -170,7 +170,13 @@ guest_from_pairs(module_state *state, PyObject *pairs, const char *name,
     for (; done < count; done++) {
         PyObject *pair = PyTuple_GetItem(list, (Py_ssize_t)done);
         if (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2) {
-            errors_wrong_type(name, wanted, pair);
+            if (PyTuple_Check(pair)) {
+                PyErr_Format(PyExc_TypeError, "%s must be %s, not %zd items", name,
+                             wanted, PyTuple_Size(pair));
+            }
+            else {
+                errors_wrong_type(name, wanted, pair);
+            }
             break;
         }
         if (fill(&regions[done], state, PyTuple_GetItem(pair, 0),

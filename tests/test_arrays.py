@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import copy
 import ctypes
+import gc
 import os
 import pickle
 import random
@@ -284,3 +285,23 @@ def test_a_type_that_changes_its_size(memory: MemoryMapping) -> None:
     for call in lambda: ref[0], ref.tolist, lambda: ref.copy_from([(1,)]):
         with pytest.raises(TypeError, match="has 8 bytes now, and had 4"):
             call()
+
+
+def test_a_list_that_is_half_made() -> None:
+    """The collector's callbacks can find it while objects are loaded: no slot of it is empty."""
+    array = MemoryMapping(1 << 16).get_array_ref(0, 3000, struct.Struct("<QQ"))
+    seen: list[object] = []
+
+    def look(phase: str, info: dict[str, int]) -> None:
+        lists = (each for each in gc.get_objects() if type(each) is list)
+        seen.extend(each[-1] for each in lists if len(each) == 3000)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(look)
+    gc.set_threshold(300)
+    try:
+        assert array.tolist() == [(0, 0)] * 3000
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(look)
+    assert set(seen) <= {None, (0, 0)}

@@ -198,7 +198,7 @@ def test_lifetime() -> None:
     part.write_obj(5, 0, u64)
     assert ref.load() == 5
     for bad in copy.copy, copy.deepcopy, pickle.dumps:
-        with pytest.raises(TypeError, match="cannot copy or pickle a AtomicRef"):
+        with pytest.raises(TypeError, match="cannot copy or pickle AtomicRef objects"):
             bad(ref)
     with pytest.raises(TypeError, match="cannot create"):
         AtomicRef()

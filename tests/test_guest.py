@@ -139,6 +139,31 @@ def test_what_is_refused() -> None:
         GuestMemory.from_ranges([(0, PAGE), (1, 1)])
 
 
+def test_all_addresses() -> None:
+    """The same memory again and again: 2**64 bytes."""
+    one = MemoryMapping(1 << 46)
+    guest = GuestMemory((i << 46, one) for i in range(1 << 18))
+    assert (guest.size, guest.last_addr) == (TOP, TOP - 1)
+    assert guest.check_range(0, TOP - 1)
+    assert guest.check_range(1, TOP - 1)
+    assert not guest.check_range(2, TOP - 1)
+    guest.write_obj(7, TOP - 8, u64)
+    assert guest.read_obj(5 * (1 << 46) - 8, u64) == 7
+    for count in 2**63 - 1, 2**63, TOP - 1:
+        with pytest.raises(MemoryError):
+            guest.read_bytes(0, count)
+
+
+def test_a_cycle_through_a_region_goes() -> None:
+    cycle = type("Cycle", (bytearray,), {})(64)
+    guest = GuestMemory([(0, VolatileSlice.from_buffer(cycle))])
+    cycle.regions = guest.regions
+    gone = weakref.ref(cycle)
+    del cycle, guest
+    gc.collect()
+    assert gone() is None
+
+
 def test_of_a_generator_that_fails() -> None:
     memory = MemoryMapping(PAGE)
 
@@ -432,7 +457,7 @@ def test_hot_plug() -> None:
 
 def test_protocols(guest: GuestMemory) -> None:
     for bad in copy.copy, copy.deepcopy, pickle.dumps:
-        with pytest.raises(TypeError, match="cannot copy or pickle a GuestMemory"):
+        with pytest.raises(TypeError, match="cannot copy or pickle GuestMemory objects"):
             bad(guest)
     dead = weakref.ref(guest)
     assert dead() is guest

@@ -70,7 +70,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
         | {"CFLAGS": f"-include csrc/inject.h -O0 -U_FORTIFY_SOURCE {flags}", "LDFLAGS": flags},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     if "cannot be built without" in result.stderr:
@@ -109,7 +109,7 @@ def report(build: Path) -> Any:
         env=ENV | {"PYTHONPATH": str(build)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=300,
         check=False,
     )
     assert (result.returncode, result.stderr) == (0, "")

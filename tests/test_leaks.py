@@ -114,6 +114,8 @@ class World:
         self.guest = GuestMemory(
             [(PAGE, self.m.get_slice(64, PAGE)), (0, self.m.get_slice(9 * PAGE, PAGE))]
         )
+        self.no_guest = GuestMemory([])
+        self.no_guest.close()
         self.atomic = self.m.get_atomic_ref(8, u64)
         self.swapped = self.m.get_atomic_ref(16, be64)
         self.array: Any = self.m.get_array_ref(0, 8, u64)
@@ -127,6 +129,13 @@ def enter_and_leave(memory: MemoryMapping | VolatileSlice, *, fail: bool) -> Non
         if fail:
             1 / 0
         kept.release()
+
+
+def refused_to_close(ranges: list[tuple[int, int]]) -> None:
+    guest = GuestMemory.from_ranges(ranges)
+    part = guest.get_slice(PAGE, 1)
+    guest.close()
+    part.release()
 
 
 # Each key names the public thing that its calls use; "errors" are what they are refused.
@@ -319,7 +328,9 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: GuestMemory([(boom, s)]), lambda: GuestMemory([(0, m.get_slice(0, 0))]),
         ],
         "from_ranges": [lambda: GuestMemory.from_ranges([(0, PAGE), (PAGE, 1)]),
-                        lambda: GuestMemory.from_ranges([(0, PAGE), (PAGE, 0)])],
+                        lambda: GuestMemory.from_ranges([(0, PAGE), (PAGE, 0)]),
+                        lambda: GuestMemory.from_ranges([(0, 1), (PAGE, 1)], track_dirty=True),
+                        lambda: refused_to_close([(0, 1), (PAGE, 1)])],
         "regions": [lambda: g.regions], "num_regions": [lambda: g.num_regions],
         "last_addr": [lambda: g.last_addr, lambda: repr(g)],
         "find_region": [lambda: g.find_region(PAGE), lambda: g.find_region(-1)],
@@ -347,6 +358,10 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: g.read_slice(b"", 0), lambda: g.write_slice(DATA, 2 * PAGE - 3),
             lambda: g.write_all(DATA, PAGE - 3), lambda: g.write_all(DATA, 2 * PAGE - 3),
             lambda: g.fill(1, PAGE - 3, 8), lambda: g.fill(1, 2**64 - 3, 8),
+            lambda: g.fill(1, 2 * PAGE - 3), lambda: g.fill(1, 2 * PAGE),
+            lambda: g.write_all(m.get_slice(60, 64), PAGE - 3),  # it overlaps
+            lambda: g.read_exact(m.get_slice(60, 64), PAGE - 3),
+            lambda: g.write_obj(5, 0), lambda: w.no_guest.fill(1), lambda: w.no_guest.slices(0, 0),
             lambda: g.get_slice(PAGE, 8), lambda: g.get_slice(PAGE - 3, 8),
             lambda: g.get_ref(8, Point).load(), lambda: g.get_array_ref(8, 4, u64).tolist(),
             lambda: g.get_atomic_ref(8, u64).load(), lambda: g.get_atomic_ref(9, u64),
@@ -539,7 +554,17 @@ def growth(work: Callable[[], object]) -> dict[str, int]:
     return grown
 
 
+@pytest.fixture
+def frozen() -> Iterator[None]:
+    """What is there is not looked at by the collector, hundreds of times."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("frozen")
 def test_nothing_is_left_over(world: World) -> None:
     leaks = {}
     for name, row in calls(world).items():
@@ -568,6 +593,7 @@ def no_blocks() -> bool:
     return sys.getallocatedblocks() == 0 or bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 
 
+@pytest.mark.usefixtures("frozen")
 def test_no_memory_is_left_over(world: World) -> None:
     """All together, by the bytes that Python's allocators have given out.
 

@@ -70,7 +70,9 @@ int inject_munmap(void *addr, size_t length);
 #define PyMemoryView_FromObject(...) INJECT(NULL, PyMemoryView_FromObject, __VA_ARGS__)
 #define PyModule_AddObjectRef(...)   INJECT(-1, PyModule_AddObjectRef, __VA_ARGS__)
 #define PyModule_AddType(...)        INJECT(-1, PyModule_AddType, __VA_ARGS__)
+#define PyNumber_Add(...)            INJECT(NULL, PyNumber_Add, __VA_ARGS__)
 #define PyNumber_Index(...)          INJECT(NULL, PyNumber_Index, __VA_ARGS__)
+#define PyObject_Call(...)           INJECT(NULL, PyObject_Call, __VA_ARGS__)
 #define PyObject_CallFunctionObjArgs(...) \
     INJECT(NULL, PyObject_CallFunctionObjArgs, __VA_ARGS__)
 #define PyObject_CallNoArgs(...)    INJECT(NULL, PyObject_CallNoArgs, __VA_ARGS__)
