@@ -1,4 +1,4 @@
-/* Objects of refs and arrays that are no Scalars. See element.h. */
+/* Objects of refs, arrays and guests that are no Scalars. See element.h. */
 #include "native.h"
 
 #include "element.h"
@@ -14,7 +14,7 @@ element_find(const struct element *self, module_state *state, struct object_type
     }
     if (out->size != self->size) {
         PyErr_Format(PyExc_TypeError,
-                     "the ref's type has %zu bytes now, and had %zu when it was made",
+                     "the type of the object has %zu bytes now, and had %zu before",
                      out->size, self->size);
         return -1;
     }
@@ -58,7 +58,8 @@ element_store_slow(const struct element *self, const struct span *span, size_t o
         failed = span_write(span, offset, PyBytes_AsString(bytes), self->size);
     }
     else {
-        PyErr_SetString(PyExc_TypeError, "the ref's type changed its size meanwhile");
+        PyErr_SetString(PyExc_TypeError,
+                        "the type of the object changed its size meanwhile");
     }
     Py_DECREF(bytes);
     return failed;

@@ -19,7 +19,8 @@ struct pages {
 
 enum borrow_kind { BORROW_SLICE, BORROW_REF };
 
-/* Takes the mapping over, and a DirtyBitmap (strong, or NULL) if it succeeds. NULL with MemoryError set: it is the caller's still. */
+/* Takes the mapping over, and a DirtyBitmap (strong, or NULL). NULL with MemoryError
+ * set: both are the caller's still. */
 struct pages *pages_new(const struct os_mapping *mapping, PyObject *dirty);
 
 /* One more borrower. The caller is inside the memory or borrows already. */

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import weakref
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 numbers = itertools.count(1)
+RACE_SECONDS = float(os.environ.get("GUESTMEM_RACE_SECONDS", "0.4"))  # for each of the races
 
 
 class Backing:
@@ -98,6 +101,43 @@ def pipe() -> Iterator[tuple[int, int]]:
 @pytest.fixture
 def run_child() -> Callable[..., str]:
     return run
+
+
+def run_race(*workers: Callable[[], object], enough: Callable[[], bool] = lambda: True) -> None:
+    """Run each again and again, all at once, for some time and until there was enough of it.
+
+    What one of them raises ends the test.
+    """
+    errors: list[BaseException] = []
+    begin = time.monotonic()
+    start = threading.Barrier(len(workers))
+
+    def work(worker: Callable[[], object]) -> None:
+        start.wait()
+        try:
+            while not errors and (time.monotonic() < begin + RACE_SECONDS or not enough()):
+                worker()
+                assert time.monotonic() < begin + 60, "it takes too long to race"
+        except BaseException as error:
+            errors.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    if errors:
+        raise errors[0]
+
+
+@pytest.fixture
+def race() -> Callable[..., None]:
+    return run_race
 
 
 @pytest.fixture

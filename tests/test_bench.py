@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow  # and NumPy and matplotlib leave at exit what a l
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = {
     *("objects", "memory that can fault", "small copies", "copies", "slice to slice, overlapping"),
-    *("guests", "mappings", "files", "threads", "start"),
+    *("guests", "atomics", "mappings", "files", "threads", "start"),
 }
 
 
@@ -48,7 +48,7 @@ def test_rows(printed: str, results: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         needed.discard("threads")
     assert {row["group"] for row in report["rows"]} >= needed
-    assert len(report["rows"]) >= 70
+    assert len(report["rows"]) >= 78
     for row in report["rows"]:
         assert row["name"] in printed
         if row["ratio"] is not None:

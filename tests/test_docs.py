@@ -3,6 +3,7 @@
 import inspect
 import pydoc
 import re
+from pathlib import Path
 
 import pytest
 
@@ -164,6 +165,11 @@ SCALARS = [
 NAMES = {*(cls.__name__ for cls in TYPES), *SCALARS, *errors.__all__, "fence", "preadv", "pwritev"}
 
 
+README = (Path(__file__).parent.parent / "README.md").read_text()
+ORDERS = {name for name, value in vars(Ordering).items() if isinstance(value, Ordering)}
+TABLES = README.split("## The API")[1].split("\n## ")[0]
+
+
 def help_of(thing: object) -> str:
     """Return what help() shows, without the overstrikes that stand for bold."""
     return re.sub(".\b", "", pydoc.render_doc(thing))
@@ -232,10 +238,30 @@ def test_help_mentions_the_errors(cls: type, name: str) -> None:
         assert any(e in words for e in error.split("|")), f"help() does not mention {error}"
 
 
-@pytest.mark.parametrize("name", ["as_ptr"])
-def test_as_ptr_says_that_it_holds_nothing(name: str) -> None:
-    for cls in (VolatileMemory, VolatileRef, AtomicRef):
-        assert "It holds nothing: keep " in str(inspect.getdoc(getattr(cls, name)))
+ADDRESSES = [VolatileMemory.as_ptr, VolatileRef.as_ptr, AtomicRef.as_ptr]
+ADDRESSES += [GuestMemory.get_host_address]
+
+
+@pytest.mark.parametrize("method", ADDRESSES, ids=lambda method: method.__qualname__)
+def test_an_address_says_that_it_holds_nothing(method: object) -> None:
+    assert "It holds nothing: keep " in str(inspect.getdoc(method))
+
+
+def test_the_readme_says_so_too() -> None:
+    rows = [line for line in TABLES.split("\n") if re.search("as_ptr|get_host_address", line)]
+    assert len(rows) == 4
+    for row in rows:
+        assert re.search("keeps nothing alive|as of a `VolatileRef`", row), row
+
+
+@each_member
+def test_the_readme_names_it(cls: type, name: str) -> None:
+    assert name.startswith("_") or re.search(rf"\b{name}\b", TABLES), (cls, name)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES | ORDERS))
+def test_the_readme_names_what_is_public(name: str) -> None:
+    assert re.search(rf"\b{name}\b", TABLES)
 
 
 def test_constructor() -> None:

@@ -37,9 +37,9 @@ def create():
     return which.exec, which.close
 
 USE = '''
-import gc, io, struct
+import gc, io, os, struct
 import guestmem
-from guestmem import MemoryMapping, VolatileSlice, u64, le32
+from guestmem import GuestMemory, MemoryMapping, Ordering, VolatileSlice, u64, le32
 
 memory = MemoryMapping(8192)
 part = memory.get_slice(8, 64)
@@ -68,6 +68,30 @@ try:
     memory.close()
 except BufferError:
     pass
+tracked = MemoryMapping(8192, track_dirty=True)
+guest = GuestMemory([(0, tracked), (8192, memory.get_slice(4096, 4096))])
+guest.write_all(bytes(range(16)), 8184)
+counter = guest.get_atomic_ref(8, u64)
+assert counter.fetch_add(5, Ordering.RELAXED) == 0
+assert counter.compare_exchange(5, 6) == (True, 5)
+guestmem.fence(Ordering.ACQ_REL)
+array = guest.get_array_ref(4096, 4, le32)
+assert array.copy_from([1, 2, 3, 4]) == 4 and array[1:].tolist() == [2, 3, 4]
+assert guest.take_dirty() == [(0, 8192)] and tracked.dirty.count == 0
+fd = os.memfd_create("interpreters")
+assert guestmem.pwritev(fd, guest.slices(8184, 16), 0) == 16
+assert guestmem.preadv(fd, guest.slices(8180, 16), 0) == 16
+os.close(fd)
+assert guest.read_bytes(8180, 16) == bytes(range(16))
+try:
+    guest.read_obj(12288, u64)
+except guestmem.InvalidGuestAddressError as error:
+    assert error.addr == 12288
+else:
+    raise AssertionError
+more = guest.with_region(1 << 20, MemoryMapping(4096))
+round_and_round = [more, array, counter, tracked.dirty, iter(array), guest.slices(0, 8)]
+round_and_round.append(round_and_round)
 own = bytearray(8)
 cycle = [VolatileSlice.from_buffer(own)]
 cycle.append(cycle)
@@ -105,6 +129,7 @@ def test_subinterpreters_at_the_same_time(run_child: Callable[..., str]) -> None
         run(USE)
     for run, _ in several:
         run("ref.store(ref.load() - 1); assert ref.load() == 2**64 - 2")
+        run("assert counter.fetch_sub(1) == 6 and guest.take_dirty() == [(0, 8192)]")
     several.pop(1)[1]()
     for run, _ in several:
         run("assert part.read_obj(0, u64) == 2**64 - 2; gc.collect()")
@@ -207,7 +232,13 @@ def test_modules_that_come_and_go(run_child: Callable[..., str]) -> None:
         ref = memory.get_ref(0, ctypes.c_uint16 * 4)
         ref.load()
         memory.read_obj(0, guestmem.be16)
-        keep = [memory, ref, memoryview(memory)]
+        guest = guestmem.GuestMemory([(0, memory), (4096, guestmem.MemoryMapping(4096))])
+        made = guestmem.GuestMemory.from_ranges([(0, 4096)])
+        counter = guest.get_atomic_ref(4096, guestmem.u64)
+        counter.fetch_add(1, guestmem.Ordering.RELAXED)
+        array = guest.get_array_ref(0, 8, ctypes.c_uint16)
+        tracked = guestmem.MemoryMapping(4096, track_dirty=True)
+        keep = [memory, ref, memoryview(memory), guest, made, counter, array, tracked.dirty]
         keep.append(keep)
 
     def count():
@@ -252,13 +283,23 @@ view = memoryview(mapping)
 export = memoryview(inner)[3:]
 word = ctypes.c_uint64.from_buffer(mapping, 16)
 
+tracked = MemoryMapping(8192, track_dirty=True)
+guest = guestmem.GuestMemory([(0, tracked), (8192, MemoryMapping(4096))])
+made = guestmem.GuestMemory.from_ranges([(0, 4096), (4096, 4096)])
+counter = guest.get_atomic_ref(0, u64)
+points = made.get_array_ref(8, 4, Point)
+Point.array = points
+dirty = memoryview(tracked.dirty)
+pieces, items, regions = made.slices(4000, 200), iter(points), guest.regions
+next(pieces), next(items)
+
 owner = Bytes(64)
 owner.held = VolatileSlice.from_buffer(owner)
 owner.ref = owner.held.get_ref(0, u64)
 owner.view = memoryview(owner.held)
 node = Node()
 node.self = node
-node.all = [mapping, part, ref, view, owner, point]
+node.all = [mapping, part, ref, view, owner, point, guest, made, counter, points, dirty, pieces]
 sys.kept = [node, u64, mapping.read_obj]
 """
 
@@ -273,9 +314,17 @@ sys.kept = [node, u64, mapping.read_obj]
         "import atexit; atexit.register(lambda: mapping.write_obj(1, 0, u64))",
         "with part: pass\ntry:\n    with mapping: 1 / 0\nexcept ZeroDivisionError: pass",
         "class Late:\n    def __del__(self): ref.store(part.size)\nnode.late = Late()",
+        "weak = weakref.ref(guest, lambda _: counter.fetch_add(1))\ndel guest",
+        "del tracked, guest, made, regions",
+        "import atexit; atexit.register(lambda: (made.fill(1, 0, 8192), guest.take_dirty()))",
+        "try:\n    with made, guest: 1 / 0\nexcept ZeroDivisionError: pass\ncounter.fetch_add(1)",
+        "class Late:\n    def __del__(self): counter.store(points[0].x)\nnode.late = Late()",
         "import numpy; sys.kept.append(numpy.frombuffer(mapping, numpy.uint8))",
     ],
-    ids=["globals", "exit", "some", "weakref", "atexit", "with", "del", "numpy"],
+    ids=[
+        *("globals", "exit", "some", "weakref", "atexit", "with", "del"),
+        *("guest weakref", "guest some", "guest atexit", "guest with", "guest del", "numpy"),
+    ],
 )
 def test_an_interpreter_ends_with_everything_alive(run_child: Callable[..., str], end: str) -> None:
     code = LIVE
@@ -284,6 +333,26 @@ def test_an_interpreter_ends_with_everything_alive(run_child: Callable[..., str]
         code = code.replace("export = memoryview(inner)[3:]", "export = memoryview(inner)")
     printed = run_child(code + end + "\nprint('end')", options=("-X", "dev"))
     assert printed == ("" if end == "sys.exit(0)" else "end\n")
+
+
+def test_an_interpreter_ends_while_a_thread_waits_in_a_guest(run_child: Callable[..., str]) -> None:
+    code = """
+    import os, threading, time
+    from guestmem import GuestMemory, preadv
+    guest = GuestMemory.from_ranges([(0, 4096), (4096, 4096)])
+    read_end, write_end = os.pipe()
+    for call, *arguments in (
+        (guest.read_to_memory, 4092, read_end, 8),
+        (preadv, read_end, list(guest.slices(4092, 8))),
+    ):
+        threading.Thread(target=call, args=arguments, daemon=True).start()
+    time.sleep(0.05)
+    try:
+        guest.close()
+    except BufferError:
+        print("in use")
+    """
+    assert run_child(code) == "in use\n"
 
 
 def test_an_interpreter_ends_while_a_thread_waits_inside(run_child: Callable[..., str]) -> None:

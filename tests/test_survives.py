@@ -76,6 +76,51 @@ CASES = {
         signal.SIGBUS,
         "True",
     ),
+    "an atomic operation on a truncated file": (
+        """
+        os.ftruncate(fd, PAGE)
+        try:
+            if sys.argv[2] == "mmap":
+                ctypes.c_uint64.from_buffer(memory, PAGE).value += 1
+            else:
+                memory.get_atomic_ref(PAGE, guestmem.u64).fetch_add(1)
+        except guestmem.WriteToMemoryError as error:
+            print(error.offset == 0)  # of the integer
+        """,
+        signal.SIGBUS,
+        "True",
+    ),
+    "an array in a truncated file": (
+        """
+        os.ftruncate(fd, PAGE)
+        try:
+            if sys.argv[2] == "mmap":
+                print(len(memoryview(memory).cast("Q").tolist()))
+            else:
+                print(len(memory.get_array_ref(0, PAGE // 2, guestmem.u64).tolist()))
+        except guestmem.ReadFromMemoryError as error:
+            print(error.offset == PAGE)
+        """,
+        signal.SIGBUS,
+        "True",
+    ),
+    "a guest's address in a truncated file": (
+        """
+        os.ftruncate(fd, PAGE)
+        try:
+            if sys.argv[2] == "mmap":  # a guest's RAM by hand: a region, and another
+                low, high = bytearray(PAGE), memory
+                low[-4:], high[PAGE:PAGE + 4] = b"1234", b"5678"
+            else:
+                low = guestmem.MemoryMapping(PAGE)
+                guest = guestmem.GuestMemory([(0, low), (PAGE, memory.get_slice(PAGE, PAGE))])
+                guest.write_all(b"12345678", PAGE - 4)
+        except guestmem.WriteToMemoryError as error:
+            print(error.offset == PAGE)
+        """,
+        signal.SIGBUS,
+        "True",
+    ),
     "a file object that reads into it": (
         """
         os.ftruncate(fd, PAGE)
@@ -171,6 +216,11 @@ ROWS = {  # of the README that name test_survives: the cases behind them
     "the file is truncated under its mapping; a load, a copy": {
         "a load from a truncated file",
         "a copy to a truncated file",
+    },
+    "the same; an atomic operation, an array, a guest's address": {
+        "an atomic operation on a truncated file",
+        "an array in a truncated file",
+        "a guest's address in a truncated file",
     },
     "a file object reads into such memory": {"a file object that reads into it"},
     "the guest forges a pointer in a ctypes structure": {"a pointer that the guest wrote"},

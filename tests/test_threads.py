@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from tests.conftest import Backing
 
     Backings = Callable[[int], Backing]
+    Race = Callable[..., None]
 
-SECONDS = float(os.environ.get("GUESTMEM_RACE_SECONDS", "0.4"))  # for each of the races
 LARGE = 1 << 20
 
 
@@ -161,38 +161,6 @@ def test_a_read_that_waits_lets_others_run() -> None:
 # Races
 
 
-def race(*workers: Callable[[], object], enough: Callable[[], bool] = lambda: True) -> None:
-    """Run each again and again, all at once, for some time and until there was enough of it.
-
-    What one of them raises ends the test.
-    """
-    errors: list[BaseException] = []
-    begin = time.monotonic()
-    start = threading.Barrier(len(workers))
-
-    def work(worker: Callable[[], object]) -> None:
-        start.wait()
-        try:
-            while not errors and (time.monotonic() < begin + SECONDS or not enough()):
-                worker()
-                assert time.monotonic() < begin + 60, "it takes too long to race"
-        except BaseException as error:
-            errors.append(error)
-
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        threads = [threading.Thread(target=work, args=(worker,)) for worker in workers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    if errors:
-        raise errors[0]
-
-
 def test_a_waiting_call_keeps_the_memory_open(backing: Backings) -> None:
     file = backing(4096)
     memory = MemoryMapping.from_fd(file.fd, 4096)
@@ -249,7 +217,7 @@ USES: dict[str, Callable[[VolatileMemory], object]] = {
 
 
 @pytest.mark.parametrize("kind", ["mapping", "slice"])
-def test_close_against_everything_else(backing: Backings, kind: str) -> None:
+def test_close_against_everything_else(backing: Backings, kind: str, race: Race) -> None:
     """Each use works or says that the memory is closed; close() works or is refused."""
     file = backing(LARGE)
     shared: list[Any] = []
@@ -289,7 +257,7 @@ def test_close_against_everything_else(backing: Backings, kind: str) -> None:
     assert file.maps() == 0
 
 
-def test_leaving_by_an_exception_against_everything_else(backing: Backings) -> None:
+def test_leaving_by_an_exception_against_everything_else(backing: Backings, race: Race) -> None:
     file = backing(LARGE)
     shared: list[MemoryMapping] = [MemoryMapping.from_fd(file.fd, LARGE)]
     names = list(USES)
@@ -312,7 +280,7 @@ def test_leaving_by_an_exception_against_everything_else(backing: Backings) -> N
     assert file.maps() == 0
 
 
-def test_slices_made_and_dropped_in_many_threads(backing: Backings) -> None:
+def test_slices_made_and_dropped_in_many_threads(backing: Backings, race: Race) -> None:
     file = backing(4096)
     memory = MemoryMapping.from_fd(file.fd, 4096)
     part = memory.get_slice(0, 4096)
@@ -351,7 +319,7 @@ def test_only_one_of_many_closes(backing: Backings) -> None:
         assert file.maps() == 0
 
 
-def test_a_ref_in_many_threads() -> None:
+def test_a_ref_in_many_threads(race: Race) -> None:
     memory = MemoryMapping(4096)
     ref: VolatileRef[int] = memory.get_ref(0, u64)
     half = memory.get_ref(8, u32)
@@ -371,7 +339,7 @@ def test_a_ref_in_many_threads() -> None:
     race(store, load, store, load)
 
 
-def test_copies_in_many_threads_do_not_mix() -> None:
+def test_copies_in_many_threads_do_not_mix(race: Race) -> None:
     """Each has a range of its own, small and large enough to give the GIL away."""
     memory = MemoryMapping(4 * LARGE)
 
@@ -398,7 +366,7 @@ class Point(ctypes.Structure):
     _fields_ = (("x", ctypes.c_uint32), ("y", ctypes.c_uint64))
 
 
-def test_a_slice_that_all_look_at_while_others_replace_it() -> None:
+def test_a_slice_that_all_look_at_while_others_replace_it(race: Race) -> None:
     """What is written when a slice is made is there for whoever it is handed to."""
     memory = MemoryMapping(1 << 16)
     shared = [memory.get_slice(0, 400)]
@@ -426,7 +394,7 @@ def test_a_slice_that_all_look_at_while_others_replace_it() -> None:
     race(use, use, replace)
 
 
-def test_types_of_objects_in_many_threads() -> None:
+def test_types_of_objects_in_many_threads(race: Race) -> None:
     """The verdicts on classes are shared, and fewer are kept than there are classes here."""
     memory = MemoryMapping(4096)
     memory.write_obj(Point(1, 2), 0)
@@ -479,7 +447,7 @@ def test_the_first_use_of_ctypes_and_struct_in_many_threads(run_child: Callable[
         run_child(FIRST_USE)
 
 
-def test_buffers_of_others_in_many_threads() -> None:
+def test_buffers_of_others_in_many_threads(race: Race) -> None:
     """Each buffer is exported once: 3.13 counts the exports of a bytearray without a lock."""
     shared = [VolatileSlice.from_buffer(bytearray(4096))]
 

@@ -39,7 +39,7 @@ class MmapError(GuestMemoryError):
 
 
 class VolatileMemoryError(GuestMemoryError):
-    """Base of the errors of get_slice(), get_ref() and VolatileSlice.offset()."""
+    """Base of the errors of what borrows (slices, refs, arrays), and of guest addresses."""
 
 
 class _RangeError(MmapError, IndexError):
@@ -134,10 +134,10 @@ class _TransferError(_OSError):
 
 
 class ReadFromSourceError(_TransferError):
-    """read_to_memory(): the source failed, ended early or would block.
+    """read_to_memory(), read_from(), preadv(): the source failed or would block.
 
-    transferred is the count of bytes that arrived before; they are in memory. errno is
-    None where no system call failed.
+    Or, of read_to_memory(), it ended early. transferred is the count of bytes that arrived
+    before; they are in memory. errno is None where no system call failed.
     """
 
     def __str__(self) -> str:
@@ -145,10 +145,10 @@ class ReadFromSourceError(_TransferError):
 
 
 class WriteToDestinationError(_TransferError):
-    """write_from_memory(): the destination failed, took nothing or would block.
+    """write_from_memory(), write_to(), pwritev(): the destination failed or would block.
 
-    transferred is the count of bytes that it took before. errno is None where no system
-    call failed.
+    Or, of write_from_memory(), it took nothing. transferred is the count of bytes that it took
+    before. errno is None where no system call failed.
     """
 
     def __str__(self) -> str:

@@ -34,22 +34,42 @@ CALLS = {
     "get_slice(off, n)": "get_slice(off, 64)",
     "read_slice of 64 B": "read_slice(b, off)",
     "write_slice of 64 B": "write_slice(b, off)",
+    "AtomicRef.load()": "atomic_load()",
+    "AtomicRef.load(ACQUIRE)": "atomic_load(acquire)",
+    "AtomicRef.store(v)": "atomic_store(v)",
+    "AtomicRef.fetch_add(1)": "atomic_add(1)",
+    "array.load(i)": "array_load(5)",
+    "array[i]": "array[5]",
+    "ref.store(v), tracked": "tracked_store(v)",
+    "GuestMemory.read_obj": "guest_read(off, u64)",
+    "two that find another region": "guest_read(off, u64); guest_read(far, u64)",
 }
 # Runs under callgrind, which starts a new count at each sched_yield().
 CHILD = """
 import gc, itertools, os, struct
-from guestmem import MemoryMapping, u64
-def loops(off, v, b, layout, u64, ram, ref):
+from guestmem import GuestMemory, MemoryMapping, Ordering, u64
+def loops(off, v, b, layout, u64, ram, ref, atomic, array, tracked, guest):
     load, store, read_obj, write_obj = ref.load, ref.store, ram.read_obj, ram.write_obj
     get_slice, read_slice, write_slice = ram.get_slice, ram.read_slice, ram.write_slice
+    atomic_load, atomic_store, atomic_add = atomic.load, atomic.store, atomic.fetch_add
+    array_load, tracked_store, guest_read = array.load, tracked.store, guest.read_obj
+    acquire, far = Ordering.ACQUIRE, off + 500 * 4096
     repeat, gc_off = itertools.repeat, gc.disable()
 {functions}
     return [{names}]
 ram = MemoryMapping(4096)
 ram.fill(0x5A)
 ref = ram.get_ref(256, u64)
-values = 256, 0x1234_5678_9ABC, bytearray(64), struct.Struct("<QIHH"), u64, ram, ref
+values = [256, 0x1234_5678_9ABC, bytearray(64), struct.Struct("<QIHH"), u64, ram, ref]
+values += [ram.get_atomic_ref(512, u64), ram.get_array_ref(1024, 16, u64)]
+values += [MemoryMapping(4096, track_dirty=True).get_ref(256, u64)]
+pages = MemoryMapping(512 * 4096)
+pages.fill(0x5A)
+parts = [(i * 4096, pages.get_slice(i * 4096, 4096)) for i in range(512)]
+values += [GuestMemory(parts)]
 ref.store(values[1])
+values[7].store(values[1])
+values[9].store(values[1])
 for loop in loops(*values):
     loop(1000)  # the interpreter adapts to what it runs
     for n in 1000, 2000:
@@ -123,7 +143,7 @@ def main() -> None:
     before = records.get(key(), {"counts": {}})["counts"]
     print(f"{key()}: {build()}")
     for name, instructions in counts.items():
-        print(f"  {name:<24} {instructions:>6}   on record {before.get(name, '-'):>6}")
+        print(f"  {name:<28} {instructions:>6}   on record {before.get(name, '-'):>6}")
     if "--record" in sys.argv[1:]:
         records[key()] = {"build": build(), "counts": counts}
         RECORD.write_text(json.dumps(records, indent=2, sort_keys=True) + "\n")

@@ -9,19 +9,29 @@ very pages that guestmem maps, through a memoryview: nothing but the way of copy
 from __future__ import annotations
 
 import ctypes
+import importlib
+import importlib.util
 import mmap
 import os
+import random
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from guestmem import GuestMemory, MemoryMapping, u64
+from guestmem import GuestMemory, MemoryMapping, Ordering, u64
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 KIB, MIB = 1 << 10, 1 << 20
 VALUE = 0x1234_5678_9ABC  # like a guest physical address: more than one digit of an int
+REGION_SIZE = 64 * KIB
+REGION_STARTS = {  # where 512 regions lie
+    "512 regions": [i * REGION_SIZE for i in range(512)],
+    "512 in two halves": [  # side by side below the 32-bit hole, and from 4 GiB on
+        i % 256 * REGION_SIZE + (i // 256 << 32) for i in range(512)
+    ],
+}
 
 OBJECTS = """
 ref.load(), u64          | load()                 | words[i]                | 0.80 | memoryview.cast
@@ -44,10 +54,25 @@ read_obj(off, u64)       | file_read_obj(off, u64) | read_obj(off, u64) | 1.05 |
 read_slice, 64 B         | file_read_slice(b, off) | read_slice(b, off) | 1.05 | on anonymous memory
 """
 GUESTS = """
-AtomicRef.load(), u64    | atomic_load()         | load()             | 1.10 | VolatileRef.load
 read_obj, 1 region       | one_read_obj(off, u64) | read_obj(off, u64) | 1.15 | of a mapping
+write_obj, 1 region      | one_write_obj(v, off, u64) | write_obj(v, off, u64) | 1.15 | of a mapping
 tolist(), 1,024 u64      | to_list()             | words_to_list()    | 1.00 | memoryview.cast
+array[i], u64            | array[i]              | words[i]           | 1.00 | memoryview.cast
 store(v), tracked        | tracked_store(v)      | store(v)           | 2.00 | not tracked
+"""
+# At 1,024 random addresses, one after the other; the peer's are where those lie in its mapping.
+REGIONS = """
+1,024 read_obj, {regions} | for at in addresses: find_obj(at, u64) | {peer} | 1.40 | of a mapping
+"""
+ATOMICS = """
+AtomicRef.load(), u64    | atomic_load()         | load()             | 1.10 | VolatileRef.load
+AtomicRef.load(ACQUIRE)  | atomic_load(acquire)  | load()             | 1.10 | VolatileRef.load
+"""
+ATOMICSHM = """
+AtomicRef.load(), u64    | atomic_load()         | shm_load()         | 1.00 | atomicshm
+AtomicRef.load(ACQUIRE)  | atomic_load(acquire)  | shm_load(theirs)   | 1.00 | atomicshm
+AtomicRef.store(v)       | atomic_store(v)       | shm_store(v)       | 1.00 | atomicshm
+AtomicRef.fetch_add(1)   | atomic_add(1)         | shm_add(1)         | 1.00 | atomicshm
 """
 WRITE = "write_slice, {} | write_slice(buf, a) | view[a:b] = buf | {} | memoryview[a:b] = buf"
 READ = "read_slice, {}  | read_slice(buf, a)  | buf[:] = view[a:b] | {} | buf[:] = memoryview[a:b]"
@@ -122,6 +147,13 @@ def rows() -> Iterator[Row]:
     yield from make("objects", OBJECTS, object_values())
     yield from make("memory that can fault", FAULTS, fault_values())
     yield from make("guests", GUESTS, guest_values())
+    for regions, starts in REGION_STARTS.items():
+        peer = "for at in offsets: read_obj(at, u64)"
+        table = REGIONS.format(regions=regions, peer=peer)
+        yield from make("guests", table, region_values(starts))
+    yield from make("atomics", ATOMICS, atomic_values())
+    if importlib.util.find_spec("atomicshm") is not None:
+        yield from make("atomics", ATOMICSHM, atomicshm_values())
     for size, write, read in (64, 0.60, 0.35), (512, 0.75, 0.45):
         values, name = copy_values(size) | {"buf": bytearray(size)}, size_name(size)
         for line, target in (WRITE, write), (READ, read), (COPY, 1.00):
@@ -197,12 +229,43 @@ def guest_values() -> dict[str, Any]:
     ram, tracked = guest_memory(64 * KIB), MemoryMapping(64 * KIB, track_dirty=True)
     off, v = 0x100, VALUE
     ram.get_array_ref(0, 1024, u64).copy_from([VALUE] * 1024)
-    one_read_obj, read_obj = GuestMemory([(0, ram)]).read_obj, ram.read_obj
-    atomic_load, load = ram.get_atomic_ref(off, u64).load, ram.get_ref(off, u64).load
+    one = GuestMemory([(0, ram)])
+    one_read_obj, one_write_obj = one.read_obj, one.write_obj
+    read_obj, write_obj = ram.read_obj, ram.write_obj
+    i, array, words = off // 8, ram.get_array_ref(0, 1024, u64), memoryview(ram).cast("Q")
     store, tracked_store = ram.get_ref(off, u64).store, tracked.get_ref(off, u64).store
-    to_list = ram.get_array_ref(0, 1024, u64).tolist
-    words_to_list = memoryview(ram).cast("Q")[:1024].tolist
+    to_list, words_to_list = array.tolist, words[:1024].tolist
     return globals() | locals()
+
+
+def region_values(starts: list[int]) -> dict[str, Any]:
+    """Make a guest of pieces of one mapping, at these guest addresses."""
+    ram, choose = guest_memory(REGION_SIZE * len(starts)), random.Random(5)
+    pieces = [ram.get_slice(REGION_SIZE * i, REGION_SIZE) for i in range(len(starts))]
+    find_obj = GuestMemory(zip(starts, pieces, strict=True)).read_obj
+    places = [
+        (choose.randrange(len(starts)), choose.randrange(0, REGION_SIZE, 8)) for _ in range(1024)
+    ]
+    addresses = [starts[i] + at for i, at in places]
+    offsets, read_obj = [REGION_SIZE * i + at for i, at in places], ram.read_obj
+    return globals() | locals()
+
+
+def atomic_values() -> dict[str, Any]:
+    ram, off, acquire = guest_memory(64 * KIB), 0x100, Ordering.ACQUIRE
+    ram.write_obj(VALUE, off, u64)
+    atomic_load, load = ram.get_atomic_ref(off, u64).load, ram.get_ref(off, u64).load
+    return locals()
+
+
+def atomicshm_values() -> dict[str, Any]:
+    shm: Any = importlib.import_module("atomicshm")
+    ram, off, v, acquire = guest_memory(64 * KIB), 0x100, VALUE, Ordering.ACQUIRE
+    ref, cell = ram.get_atomic_ref(off, u64), shm.AtomicU64(shm.AtomicView(ram), off)
+    atomic_load, atomic_store, atomic_add = ref.load, ref.store, ref.fetch_add
+    shm_load, shm_store, shm_add, theirs = cell.load, cell.store, cell.fetch_add, shm.ACQUIRE
+    atomic_store(v)
+    return locals()
 
 
 def copy_values(b: int, alignment: int = 0) -> dict[str, Any]:

@@ -16,9 +16,20 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Callable, Iterator
 from struct import Struct
+from typing import TypeAlias
 
-from guestmem import GuestMemoryError, ReadFromMemoryError, WriteToMemoryError, u8
+from guestmem import (
+    GuestMemory,
+    GuestMemoryError,
+    ReadFromMemoryError,
+    VolatileSlice,
+    WriteToMemoryError,
+    preadv,
+    pwritev,
+    u8,
+)
 from vhost_user import Backend, ProtocolError
 from virtqueue import Chain, RingError
 
@@ -31,6 +42,8 @@ ID = b"guestmem".ljust(20, b"\0")
 CONFIG = Struct("<QII")  # sectors, and two limits of a request: of a buffer, of their number
 MAX_BUFFERS = 126  # with header and status the 128 that QEMU's queues have room for
 SEG_MAX, CAN_FLUSH = 1 << 2, 1 << 9  # features
+
+Transfer: TypeAlias = Callable[[int, Iterator[VolatileSlice], int], int]  # preadv or pwritev
 
 
 class BlockDevice:
@@ -52,13 +65,10 @@ class BlockDevice:
         status, filled = OK, 0
         try:
             if kind == IN:
-                place = self._place(sector, room)
-                writable.read_to_memory(0, self._disk, room, src_offset=place)
+                self._transfer(preadv, writable, 0, room, sector)
                 filled = room
             elif kind == OUT:
-                size = readable.size - HEADER.size
-                place = self._place(sector, size)
-                readable.write_from_memory(HEADER.size, self._disk, size, dst_offset=place)
+                self._transfer(pwritev, readable, HEADER.size, readable.size, sector)
             elif kind == FLUSH:
                 os.fdatasync(self._disk)
             elif kind == GET_ID:
@@ -73,11 +83,20 @@ class BlockDevice:
         # What counts is written without a gap, so the status only after a full buffer.
         return filled + 1 if filled == room else filled
 
-    def _place(self, sector: int, size: int) -> int:
-        """Return where in the file these bytes are."""
+    def _transfer(
+        self, transfer: Transfer, data: GuestMemory, begin: int, end: int, sector: int
+    ) -> None:
+        """Move [begin, end) of a request: one system call, however the driver has scattered it."""
+        size = end - begin
         if size % SECTOR or sector + size // SECTOR > self._sectors:
             raise OSError(errno.EIO, f"{size} bytes at sector {sector} of {self._sectors}")
-        return sector * SECTOR
+        done = 0
+        while done < size:  # a call may be short: it takes at most 1,024 pieces, and 2 GiB
+            pieces = data.slices(begin + done, size - done)
+            moved = transfer(self._disk, pieces, sector * SECTOR + done)
+            if moved == 0:
+                raise OSError(errno.EIO, f"the disk ends after {done} of {size} bytes")
+            done += moved
 
 
 def main() -> int:

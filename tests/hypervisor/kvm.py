@@ -18,8 +18,11 @@ KVM_GET_API_VERSION, KVM_CREATE_VM, KVM_GET_VCPU_MMAP_SIZE = 0xAE00, 0xAE01, 0xA
 KVM_CREATE_VCPU, KVM_SET_USER_MEMORY_REGION, KVM_SET_TSS_ADDR = 0xAE41, 0x4020AE46, 0xAE47
 KVM_RUN, KVM_GET_REGS, KVM_SET_REGS = 0xAE80, 0x8090AE81, 0x4090AE82
 KVM_GET_SREGS, KVM_SET_SREGS = 0x8138AE83, 0x4138AE84
+KVM_GET_DIRTY_LOG = 0x4010AE42
 
 MEMORY_REGION = Struct("=IIQQQ")  # slot, flags, guest address, size, host address: whole pages
+LOG_DIRTY_PAGES = 1  # a flag of it
+DIRTY_LOG = Struct("=IIQ")  # slot, padding, host address of the bitmap
 REGS = Struct("=18Q")  # rax rbx rcx rdx rsi rdi rsp rbp r8 to r15 rip rflags
 RSP, RIP, RFLAGS = 6, 16, 17
 SREGS_SIZE = 312
@@ -67,7 +70,9 @@ class KvmVcpu:
             raise SetupError("/dev/kvm: not the stable API, version 12")
         vm = keep(ioctl(kvm, KVM_CREATE_VM, 0))
         ioctl(vm, KVM_SET_TSS_ADDR, TSS_ADDRESS)
-        region = MEMORY_REGION.pack(0, 0, 0, whole.size, whole.as_ptr())
+        self._vm, self._dirty = vm, ram.dirty
+        flags = LOG_DIRTY_PAGES if ram.dirty is not None else 0
+        region = MEMORY_REGION.pack(0, flags, 0, whole.size, whole.as_ptr())
         ioctl(vm, KVM_SET_USER_MEMORY_REGION, region)
 
         self._vcpu = keep(ioctl(vm, KVM_CREATE_VCPU, 0))
@@ -99,6 +104,14 @@ class KvmVcpu:
             if reason != KVM_EXIT_IO:
                 raise self._error(EXITS.get(reason, f"KVM exit {reason}"))
             self._port_io()
+
+    def merge_dirty(self) -> None:
+        """Mark what the guest has written since the last time, in RAM that is tracked."""
+        assert self._dirty is not None
+        bits = bytearray(len(memoryview(self._dirty)))
+        with guestmem.VolatileSlice.from_buffer(bits) as log:
+            ioctl(self._vm, KVM_GET_DIRTY_LOG, DIRTY_LOG.pack(0, 0, log.as_ptr()))
+        self._dirty.merge(bits)
 
     def _port_io(self) -> None:
         direction, size, port, count, data = self._run.read_obj(EXIT_DATA, EXIT_IO)

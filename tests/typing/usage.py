@@ -105,6 +105,79 @@ def arrays(mem: MemoryMapping) -> None:
     numbers[0] = "5"  # type: ignore[call-overload]  # pyright: ignore
 
 
+def guests(mem: MemoryMapping, part: VolatileSlice) -> None:
+    guest = guestmem.GuestMemory([(0, mem), (1 << 20, part)])
+    assert_type(guest, guestmem.GuestMemory)
+    assert_type(guestmem.GuestMemory.from_ranges([(0, 4096)]), guestmem.GuestMemory)
+    assert_type(guest.regions, tuple[guestmem.GuestRegion, ...])
+    assert_type(guest.last_addr, int | None)
+    region = guest.find_region(0)
+    assert_type(region, guestmem.GuestRegion | None)
+    if region is not None:
+        assert_type(region.memory, guestmem.VolatileMemory)
+        start, size, last_addr, memory = region
+        assert_type(start + size + last_addr, int)
+        assert_type(memory, guestmem.VolatileMemory)
+    assert_type(guest.checked_offset(0, 8), int | None)
+    assert_type(guest.check_range(0, 8), bool)
+    assert_type(guest.get_host_address(0), int)
+    assert_type(guest.read_obj(0, u64), int)
+    assert_type(guest.read_obj(0, Descriptor), Descriptor)
+    assert_type(guest.read_obj(0, Struct("<QI")), tuple[Any, ...])
+    guest.write_obj(1, 0, le16)
+    guest.write_obj(Descriptor(1, 2), 0)
+    guest.write_obj(1, 0)  # type: ignore[call-overload]  # pyright: ignore
+    guest.write_obj("1", 0, u64)  # type: ignore[call-overload]  # pyright: ignore
+    assert_type(guest.get_slice(0, 8), VolatileSlice)
+    assert_type(list(guest.slices(0, 8)), list[VolatileSlice])
+    assert_type(guest.get_ref(0, f64), VolatileRef[float])
+    assert_type(guest.get_atomic_ref(0, u64), guestmem.AtomicRef[int])
+    assert_type(guest.get_array_ref(0, 4, Descriptor), guestmem.VolatileArrayRef[Descriptor])
+    assert_type(guest.write_slice(b"1", 0), int)
+    guest.fill(0, 0, 8)
+    guest.fill(0)  # type: ignore[call-arg]  # pyright: ignore
+    guest.read_to_memory(0, io.BytesIO(b"1"), 1)
+    guest.write_from_memory(0, 1, 16, dst_offset=0)
+    guest.read_to_memory(0, io.StringIO(""), 1)  # type: ignore[call-overload]  # pyright: ignore
+    assert_type(guest.with_region(1 << 30, part), guestmem.GuestMemory)
+    assert_type(guest.without_region(0, 4096), guestmem.GuestMemory)
+    with guest as same:
+        assert_type(same, guestmem.GuestMemory)
+    guestmem.GuestMemory([(0, b"")])  # type: ignore[list-item]  # pyright: ignore
+
+
+def dirty_pages(guest: guestmem.GuestMemory) -> None:
+    mem = MemoryMapping(4096, track_dirty=True)
+    assert_type(mem.dirty, guestmem.DirtyBitmap | None)
+    mem.dirty.take()  # type: ignore[union-attr]  # pyright: ignore
+    if mem.dirty is not None:
+        assert_type(mem.dirty.ranges(), list[tuple[int, int]])
+        assert_type(mem.dirty.take(), list[tuple[int, int]])
+        assert_type(mem.dirty.is_dirty(0), bool)
+        assert_type(mem.dirty.count + mem.dirty.page_size + mem.dirty.num_pages, int)
+        assert_type(memoryview(mem.dirty)[0], int)
+        mem.dirty.mark(0, 8)
+        mem.dirty.merge(bytearray(8))
+        mem.dirty.merge([1])  # type: ignore[arg-type]  # pyright: ignore
+    assert_type(guest.dirty_ranges(), list[tuple[int, int]])
+    assert_type(guest.take_dirty(), list[tuple[int, int]])
+
+
+def one_system_call(
+    part: VolatileSlice, guest: guestmem.GuestMemory, file: io.BufferedRandom, peer: socket.socket
+) -> None:
+    assert_type(part.read_from(0, 16), int)
+    assert_type(part.read_from(file, 16), int)
+    assert_type(part.write_to(io.BytesIO(), 16), int)
+    assert_type(guestmem.preadv(0, guest.slices(0, 16)), int)
+    assert_type(guestmem.preadv(file, [part, part], 512), int)
+    assert_type(guestmem.pwritev(peer, (part,), None), int)
+    part.read_from(io.StringIO(""), 16)  # type: ignore[arg-type]  # pyright: ignore
+    part.write_to(peer, 16)  # type: ignore[arg-type]  # pyright: ignore
+    guestmem.preadv(0, guest)  # type: ignore[arg-type]  # pyright: ignore
+    guestmem.preadv(0, [b"1"])  # type: ignore[list-item]  # pyright: ignore
+
+
 def finals() -> None:
     class Mine(MemoryMapping):  # type: ignore[misc]  # pyright: ignore
         pass
