@@ -49,8 +49,9 @@ remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (fits && count != 0) {
         size_t tail = count % os_map_page_size();
         err = punch(self->span.addr + offset, count, tail);
+        /* What the kernel refuses it may have done in part. */
+        span_wrote(&self->span, offset, count - tail);
         if (err == 0) { /* so the kernel has agreed to the rest */
-            span_wrote(&self->span, offset, count - tail);
             failed = span_fill(&self->span, offset + (count - tail), 0, tail);
         }
     }

@@ -19,6 +19,7 @@ import pytest
 from guestmem import (
     DirtyBitmap,
     InvalidAddressError,
+    InvalidRangeError,
     MemoryMapping,
     ReadFromSourceError,
     WriteToMemoryError,
@@ -161,6 +162,21 @@ def test_writes_that_fail_half_way(backing: Callable[[int], Backing]) -> None:
         (start, count), *more = bitmap(memory).take()
         assert (start, more) == (2 * PAGE, [])
         assert count >= 2 * PAGE  # what was written; perhaps what was to be
+
+
+def test_remove_range_that_is_refused() -> None:
+    """The kernel goes part by part, and says no once it comes to a locked page."""
+    memory = MemoryMapping(4 * PAGE, track_dirty=True)
+    memory.fill(1)
+    bitmap(memory).take()
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Not mlock: a sanitizer makes nothing of that.
+    if libc.mlock2(ctypes.c_void_p(memory.as_ptr() + 2 * PAGE), ctypes.c_size_t(PAGE), 0) != 0:
+        pytest.skip("no page may be locked here")
+    with pytest.raises(InvalidRangeError, match="cannot be removed"):
+        memory.remove_range(0, 4 * PAGE)
+    assert (memory.read_obj(0, u8), memory.read_obj(3 * PAGE, u8)) == (0, 1)
+    assert (0, PAGE) in [(start, min(count, PAGE)) for start, count in bitmap(memory).ranges()]
 
 
 def test_what_is_not_tracked() -> None:
