@@ -9,6 +9,7 @@ import io
 import os
 import pickle
 import random
+import socket
 import struct
 import threading
 from functools import partial
@@ -18,12 +19,14 @@ import pytest
 
 from guestmem import (
     DirtyBitmap,
+    GuestMemory,
     InvalidAddressError,
     InvalidRangeError,
     MemoryMapping,
     ReadFromSourceError,
     WriteToMemoryError,
     be32,
+    preadv,
     u8,
     u64,
 )
@@ -177,6 +180,67 @@ def test_remove_range_that_is_refused() -> None:
         memory.remove_range(0, 4 * PAGE)
     assert (memory.read_obj(0, u8), memory.read_obj(3 * PAGE, u8)) == (0, 1)
     assert (0, PAGE) in [(start, min(count, PAGE)) for start, count in bitmap(memory).ranges()]
+
+
+def from_a_pipe() -> int:
+    reading, writing = os.pipe()
+    files.extend((reading, writing))
+    os.write(writing, b"x" * 8)
+    return reading
+
+
+def from_an_eventfd() -> int:
+    files.append(os.eventfd(0))
+    os.write(files[-1], b"x" * 8)
+    return files[-1]
+
+
+def from_a_socket(kind: socket.SocketKind) -> int:
+    ends = [end.detach() for end in socket.socketpair(type=kind)]
+    files.extend(ends)
+    os.write(ends[0], b"x" * 8)
+    return ends[1]
+
+
+# They copy up to the missing page, and then fail as a whole.
+SOURCES: dict[str, Callable[[], int]] = {
+    "pipe": from_a_pipe,
+    "eventfd": from_an_eventfd,
+    "stream socket": partial(from_a_socket, socket.SOCK_STREAM),
+    "datagram socket": partial(from_a_socket, socket.SOCK_DGRAM),
+}
+# Each reads into the last 4 bytes of a page that is there, and into one that is not.
+READERS: dict[str, Callable[[MemoryMapping, int], object]] = {
+    "read_to_memory": lambda m, fd: m.read_to_memory(PAGE - 4, fd, 8),
+    "of a guest": lambda m, fd: GuestMemory([(0, m)]).read_to_memory(PAGE - 4, fd, 8),
+    "read_from": lambda m, fd: m.get_slice(PAGE - 4, 8).read_from(fd, 8),
+    "preadv": lambda m, fd: preadv(fd, [m.get_slice(PAGE - 4, 2), m.get_slice(PAGE - 2, 6)]),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_that_fails(source: str, reader: str, backing: Callable[[int], Backing]) -> None:
+    file = backing(2 * PAGE)
+    memory = MemoryMapping.from_fd(file.fd, 2 * PAGE, track_dirty=True)
+    memory.fill(1, 0, PAGE)
+    bitmap(memory).take()
+    os.ftruncate(file.fd, PAGE)
+    with pytest.raises(WriteToMemoryError):
+        READERS[reader](memory, SOURCES[source]())
+    assert memory.read_bytes(PAGE - 5, 5) == b"\1xxxx"
+    assert bitmap(memory).is_dirty(0)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_source_that_gives_nothing(reader: str, pipe: tuple[int, int]) -> None:
+    """It would block, or is none."""
+    memory = MemoryMapping(2 * PAGE, track_dirty=True)
+    os.set_blocking(pipe[0], False)
+    for fd in pipe[0], -1, pipe[1]:
+        with pytest.raises(ReadFromSourceError):
+            READERS[reader](memory, fd)
+    assert bitmap(memory).ranges() == []
 
 
 def test_what_is_not_tracked() -> None:

@@ -184,6 +184,7 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
             lambda: preadv(w.fd, bad), lambda: preadv(bad, []),
             lambda: preadv(w.fd, [s, bad], 0), lambda: preadv(w.fd, [s, closed], 0),
             lambda: preadv(w.fd, [s], 2**63), lambda: preadv(w.fd, [w.gone], 0),
+            lambda: preadv(w.fd, [s], 2**63 - 1),
         ],
         "pwritev": [
             lambda: pwritev(w.fd, [w.other], 0), lambda: pwritev(-1, [s]),

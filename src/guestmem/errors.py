@@ -157,29 +157,38 @@ class WriteToDestinationError(_TransferError):
 class _FaultError(_OSError):
     _field = "offset"
     offset: int
+    piece: int | None
 
-    def __init__(self, errno: int, strerror: str, offset: int) -> None:
+    def __init__(self, errno: int, strerror: str, offset: int, piece: int | None = None) -> None:
         super().__init__(errno, strerror, offset)
+        self.piece = piece
+
+    def _where(self) -> str:
+        return f"at offset {self.offset:#x}" + (
+            "" if self.piece is None else f" of piece {self.piece}"
+        )
 
 
 class ReadFromMemoryError(_FaultError):
     """The memory itself faulted while it was read: a page of it is gone.
 
-    offset is the first byte that faulted.
+    offset is the first byte that faulted. Of pwritev() piece is the index of the memory that it
+    lies in, else None.
     """
 
     def __str__(self) -> str:
-        return f"memory faulted while it was read at offset {self.offset:#x}: {self.strerror}"
+        return f"memory faulted while it was read {self._where()}: {self.strerror}"
 
 
 class WriteToMemoryError(_FaultError):
     """The memory itself faulted while it was written: a page of it is gone.
 
-    offset is the first byte that faulted.
+    offset is the first byte that faulted. Of preadv() piece is the index of the memory that it
+    lies in, else None.
     """
 
     def __str__(self) -> str:
-        return f"memory faulted while it was written at offset {self.offset:#x}: {self.strerror}"
+        return f"memory faulted while it was written {self._where()}: {self.strerror}"
 
 
 class ClosedError(MmapError, ValueError):
