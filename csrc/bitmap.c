@@ -89,58 +89,68 @@ bitmap_repr(PyObject *op)
 static uint64_t *
 bitmap_snapshot(struct dirty_map *map, bool clear)
 {
-    uint64_t *words = PyMem_Malloc(map->words * sizeof(*words));
+    uint64_t *words = PyMem_Calloc(map->words, sizeof(*words));
     if (words == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
-    for (size_t w = 0; w < map->words; w++) {
-        words[w] = atomic_load(&map->bits[w]);
-        if (clear && words[w] != 0) {
-            words[w] = atomic_exchange(&map->bits[w], 0);
-        }
-    }
+    dirty_map_collect(map, 0, map->pages, clear, words);
     return words;
 }
 
-/* The first page from `page` on whose bit is `set`; map->pages where there is none. */
-static size_t
-bitmap_next(const struct dirty_map *map, const uint64_t *words, size_t page, bool set)
+static int
+ranges_put(const struct ranges *self)
 {
-    for (size_t w = page / 64; w < map->words; w++) {
-        uint64_t bits = set ? words[w] : ~words[w];
-        if (w == page / 64) {
-            bits &= UINT64_MAX << page % 64;
-        }
-        if (bits != 0) {
-            size_t found = 64 * w + (size_t)__builtin_ctzll(bits);
-            return found < map->pages ? found : map->pages;
-        }
+    if (self->count == 0) {
+        return 0;
     }
-    return map->pages;
+    PyObject *range = Py_BuildValue("(KK)", (unsigned long long)self->start,
+                                    (unsigned long long)self->count);
+    int failed = range == NULL ? -1 : PyList_Append(self->list, range);
+    Py_XDECREF(range);
+    return failed;
+}
+
+int
+bitmap_add_ranges(struct ranges *self, const struct dirty_map *map,
+                  const uint64_t *words, size_t offset, size_t count, uint64_t start)
+{
+    size_t end = ((offset + (count - 1)) >> map->shift) + 1;
+    struct dirty_run run = {.past = offset >> map->shift};
+    while (dirty_run_next(words, end, &run)) {
+        size_t from = Py_MAX(run.first << map->shift, offset);
+        size_t to = Py_MIN(run.past << map->shift, offset + count);
+        uint64_t at = start + (from - offset);
+        if (self->count != 0 && at - self->start == self->count) {
+            self->count += to - from;
+            continue;
+        }
+        if (ranges_put(self) < 0) {
+            return -1;
+        }
+        self->start = at;
+        self->count = to - from;
+    }
+    return 0;
+}
+
+PyObject *
+bitmap_end_ranges(struct ranges *self, bool failed)
+{
+    if (self->list != NULL && (failed || ranges_put(self) < 0)) {
+        Py_CLEAR(self->list);
+    }
+    return self->list;
 }
 
 /* [(offset, count), ...] in bytes: runs of dirty pages, the last one up to the end. */
 static PyObject *
 bitmap_list(const struct dirty_map *map, const uint64_t *words)
 {
-    PyObject *list = PyList_New(0);
-    size_t page = list == NULL ? map->pages : bitmap_next(map, words, 0, true);
-    while (page < map->pages) {
-        size_t past = bitmap_next(map, words, page, false);
-        size_t start = page << map->shift, end = past << map->shift;
-        PyObject *range =
-            Py_BuildValue("(nn)", (Py_ssize_t)start,
-                          (Py_ssize_t)((past == map->pages ? map->size : end) - start));
-        int failed = range == NULL ? -1 : PyList_Append(list, range);
-        Py_XDECREF(range);
-        if (failed) {
-            Py_DECREF(list);
-            return NULL;
-        }
-        page = bitmap_next(map, words, past, true);
-    }
-    return list;
+    struct ranges ranges = {.list = PyList_New(0)};
+    bool failed = ranges.list == NULL
+                  || bitmap_add_ranges(&ranges, map, words, 0, map->size, 0) < 0;
+    return bitmap_end_ranges(&ranges, failed);
 }
 
 PyDoc_STRVAR(
@@ -230,8 +240,8 @@ bitmap_take(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
         return NULL;
     }
     PyObject *list = bitmap_list(map, words);
-    for (size_t w = 0; list == NULL && w < map->words; w++) {
-        atomic_fetch_or(&map->bits[w], words[w]);
+    if (list == NULL) {
+        dirty_map_restore(map, words);
     }
     PyMem_Free(words);
     return list;

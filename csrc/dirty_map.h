@@ -43,4 +43,23 @@ dirty_map_get(const struct dirty_map *self, size_t page)
     return atomic_load(&self->bits[page / 64]) >> page % 64 & 1;
 }
 
+/* Adds the bits of the pages [first, past) to words, which lie as those of the map do
+ * and are the caller's alone. With `clear` they are 0 in the map from the same moment
+ * on, each word by itself. */
+void dirty_map_collect(struct dirty_map *self, size_t first, size_t past, bool clear,
+                       uint64_t *words);
+
+/* Gives back what was collected. */
+void dirty_map_restore(struct dirty_map *self, const uint64_t *words);
+
+/* Pages [first, past) side by side, whose bits are set. */
+struct dirty_run {
+    size_t first;
+    size_t past;
+};
+
+/* The next run: of the pages from run->past on, and before `end`. False: there is none.
+ * It skips words without such a bit. */
+bool dirty_run_next(const uint64_t *words, size_t end, struct dirty_run *run);
+
 #endif

@@ -4,6 +4,7 @@
 #include "native.h"
 
 #include "args.h"
+#include "bitmap.h"
 #include "guest.h"
 
 /* What was found in one bitmap; several regions may lie in it, and share a page. */
@@ -16,16 +17,6 @@ static size_t
 region_first_byte(const struct region *region)
 {
     return (size_t)(region->part->span.addr - region->part->span.dirty->base);
-}
-
-/* The pages of a region in its bitmap: [*first, *last]. */
-static void
-region_pages(const struct region *region, size_t *first, size_t *last)
-{
-    const struct dirty_map *map = region->part->span.dirty;
-    size_t start = region_first_byte(region);
-    *first = start >> map->shift;
-    *last = (start + (region->size - 1)) >> map->shift;
 }
 
 static struct found *
@@ -41,99 +32,28 @@ found_of(struct found *found, const struct dirty_map *map)
 static void
 found_add(struct found *found, const struct region *region, bool take)
 {
-    size_t first, last;
-    region_pages(region, &first, &last);
-    for (size_t w = first / 64; w <= last / 64; w++) {
-        uint64_t mask = UINT64_MAX;
-        if (w == first / 64) {
-            mask &= UINT64_MAX << first % 64;
-        }
-        if (w == last / 64) {
-            mask &= UINT64_MAX >> (63 - last % 64);
-        }
-        uint64_t bits = take ? atomic_fetch_and(&found->map->bits[w], ~mask)
-                             : atomic_load(&found->map->bits[w]);
-        found->words[w] |= bits & mask;
-    }
-}
-
-static bool
-found_has(const struct found *found, size_t page)
-{
-    return found->words[page / 64] >> page % 64 & 1;
-}
-
-/* The range that grows while what is next adjoins; empty at first. */
-struct run {
-    uint64_t start;
-    uint64_t count;
-};
-
-static int
-run_end(struct run *run, PyObject *list)
-{
-    if (run->count == 0) {
-        return 0;
-    }
-    PyObject *range = Py_BuildValue("(KK)", (unsigned long long)run->start,
-                                    (unsigned long long)run->count);
-    int failed = range == NULL ? -1 : PyList_Append(list, range);
-    Py_XDECREF(range);
-    return failed;
-}
-
-static int
-run_add(struct run *run, PyObject *list, uint64_t start, uint64_t count)
-{
-    if (run->count != 0 && start - run->start == run->count) {
-        run->count += count;
-        return 0;
-    }
-    if (run_end(run, list) < 0) {
-        return -1;
-    }
-    *run = (struct run){start, count};
-    return 0;
-}
-
-static int
-list_region(PyObject *list, struct run *run, const struct found *found,
-            const struct region *region)
-{
-    size_t first, last, byte = region_first_byte(region);
-    region_pages(region, &first, &last);
-    for (size_t page = first; page <= last; page++) {
-        if (!found_has(found, page)) {
-            continue;
-        }
-        size_t start = page << found->map->shift;
-        size_t stop = start + ((size_t)1 << found->map->shift);
-        start = Py_MAX(start, byte);
-        stop = Py_MIN(stop, byte + region->size);
-        if (run_add(run, list, region->start + (start - byte), stop - start) < 0) {
-            return -1;
-        }
-    }
-    return 0;
+    size_t start = region_first_byte(region);
+    size_t last = (start + (region->size - 1)) >> found->map->shift;
+    dirty_map_collect(found->map, start >> found->map->shift, last + 1, take,
+                      found->words);
 }
 
 static PyObject *
 list_all(guest_object *self, struct found *found)
 {
-    PyObject *list = PyList_New(0);
-    struct run run = {0, 0};
-    int failed = list == NULL;
+    struct ranges ranges = {.list = PyList_New(0)};
+    bool failed = ranges.list == NULL;
     for (size_t i = 0; !failed && i < self->count; i++) {
         const struct region *region = &self->regions[i];
         if (region->part->span.dirty != NULL) {
-            failed = list_region(list, &run, found_of(found, region->part->span.dirty),
-                                 region);
+            const struct found *in = found_of(found, region->part->span.dirty);
+            failed = bitmap_add_ranges(&ranges, in->map, in->words,
+                                       region_first_byte(region), region->size,
+                                       region->start)
+                     < 0;
         }
     }
-    if (failed || run_end(&run, list) < 0) {
-        Py_CLEAR(list);
-    }
-    return list;
+    return bitmap_end_ranges(&ranges, failed);
 }
 
 /* One entry for each bitmap. -1 with MemoryError. */
@@ -178,8 +98,8 @@ guest_dirty(guest_object *self, bool take)
         list = list_all(self, found);
     }
     for (struct found *one = found; one->map != NULL; one++) {
-        for (size_t w = 0; take && list == NULL && w < one->map->words; w++) {
-            atomic_fetch_or(&one->map->bits[w], one->words[w]); /* nothing is lost */
+        if (take && list == NULL) {
+            dirty_map_restore(one->map, one->words); /* nothing is lost */
         }
         PyMem_Free(one->words);
     }
