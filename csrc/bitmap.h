@@ -29,4 +29,18 @@ int bitmap_add_ranges(struct ranges *self, const struct dirty_map *map,
 /* The list, complete; NULL with an exception, or where one is set already: failed. */
 PyObject *bitmap_end_ranges(struct ranges *self, bool failed);
 
+/* A dirty log as KVM_GET_DIRTY_LOG gives it: first how many words it has, then, once the
+ * caller has found that they will do, a copy of them, which is the caller's to free. */
+int bitmap_open_log(PyObject *obj, Py_buffer *view, size_t *words);
+uint64_t *bitmap_copy_log(const module_state *state, PyObject *obj,
+                          const Py_buffer *view);
+
+/* The bytes of memory that so many words tell of, or as many as there can be. */
+static inline uint64_t
+bitmap_log_size(size_t words, unsigned shift)
+{
+    return words > UINT64_MAX >> (6 + shift) ? UINT64_MAX
+                                             : (uint64_t)words << (6 + shift);
+}
+
 #endif

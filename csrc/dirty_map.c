@@ -38,6 +38,22 @@ dirty_map_mark(struct dirty_map *self, size_t offset, size_t count)
 }
 
 void
+dirty_map_merge(struct dirty_map *self, size_t first, const uint64_t *words,
+                size_t pages)
+{
+    for (size_t i = 0; 64 * i < pages; i++) {
+        uint64_t bits = words[i] & word_mask(i, 0, pages);
+        size_t page = first + 64 * i, shift = page % 64;
+        if (bits << shift != 0) {
+            atomic_fetch_or(&self->bits[page / 64], bits << shift);
+        }
+        if (shift != 0 && bits >> (64 - shift) != 0) {
+            atomic_fetch_or(&self->bits[page / 64 + 1], bits >> (64 - shift));
+        }
+    }
+}
+
+void
 dirty_map_collect(struct dirty_map *self, size_t first, size_t past, bool clear,
                   uint64_t *words)
 {

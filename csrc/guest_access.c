@@ -375,6 +375,8 @@ PyMethodDef guest_methods[] = {
     {"without_region", FASTCALL(guest_without_region), guest_without_region_doc},
     {"dirty_ranges", FASTCALL(guest_dirty_ranges), guest_dirty_ranges_doc},
     {"take_dirty", FASTCALL(guest_take_dirty), guest_take_dirty_doc},
+    {"mark_dirty", FASTCALL(guest_mark_dirty), guest_mark_dirty_doc},
+    {"merge_dirty", FASTCALL(guest_merge_dirty), guest_merge_dirty_doc},
     {"close", FASTCALL(guest_close), guest_close_doc},
     {"__enter__", guest_enter, METH_NOARGS, guest_enter_doc},
     {"__exit__", FASTCALL(guest_exit), guest_exit_doc},

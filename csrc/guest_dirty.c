@@ -136,3 +136,125 @@ guest_take_dirty(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t narg
                ? NULL
                : guest_dirty(guest_of(op), true);
 }
+
+/* --- Marking -------------------------------------------------------------------------- */
+
+/* [offset, offset + count) of a log that says of each page whether it was written (NULL:
+ * each was), in the memory that the piece is of. By bytes: neither side need begin with a
+ * page. */
+static void
+piece_mark(const struct piece *piece, const uint64_t *log, uint64_t offset)
+{
+    const struct span *span = &piece->part->span;
+    uint64_t end = offset + piece->count;
+    if (log == NULL || span->dirty == NULL) {
+        span_wrote(span, piece->offset, piece->count);
+        return;
+    }
+    unsigned shift = span->dirty->shift;
+    struct dirty_run run = {.past = offset >> shift};
+    while (dirty_run_next(log, ((end - 1) >> shift) + 1, &run)) {
+        uint64_t from = Py_MAX((uint64_t)run.first << shift, offset);
+        uint64_t to = Py_MIN((uint64_t)run.past << shift, end);
+        span_wrote(span, piece->offset + (from - offset), to - from);
+    }
+}
+
+/* A range that guest_reach() has found. -1 with ClosedError. */
+static int
+guest_mark(guest_object *self, uint64_t addr, uint64_t count, const uint64_t *log)
+{
+    for (uint64_t done = 0; done < count;) {
+        struct piece piece = guest_piece(self, addr + done, count - done);
+        if (memory_enter(piece.part, SHORT) < 0) {
+            return -1;
+        }
+        piece_mark(&piece, log, done);
+        memory_leave(piece.part, SHORT);
+        done += piece.count;
+    }
+    return 0;
+}
+
+const char guest_mark_dirty_doc[] = PyDoc_STR(
+    "mark_dirty($self, addr, count, /)\n--\n\n"
+    "Mark the pages of [addr, addr + count) as written, by guest address.\n"
+    "\n"
+    "As DirtyBitmap.mark(), across regions that adjoin; of regions whose\n"
+    "mappings do not track what is written nothing is marked.\n"
+    "InvalidGuestAddressError where a byte is in a hole, AddressOverflowError\n"
+    "beyond 2**64: nothing is marked then.");
+
+PyObject *
+guest_mark_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t addr, count;
+    if (args_count(nargs, 2, 2, "mark_dirty", "addr, count") < 0
+        || args_u64(args[0], "addr", &addr) < 0
+        || args_u64(args[1], "count", &count) < 0
+        || guest_reach_all(guest_of(op), addr, count) < 0) {
+        return NULL;
+    }
+    return guest_mark(guest_of(op), addr, count, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* How many bytes from addr on a log of so many words tells of: up to the first hole, which
+ * may begin within the last word, if not with it. -1 with an exception. */
+static int
+guest_log_reach(guest_object *self, uint64_t addr, size_t words, size_t page,
+                uint64_t *reach)
+{
+    unsigned shift = (unsigned)__builtin_ctzll(page);
+    uint64_t size = bitmap_log_size(words, shift), to_the_end = 0 - addr;
+    if (addr % page != 0) {
+        errors_misaligned(self->state, addr, page);
+        return -1;
+    }
+    /* Of the last word only the first page must be there. */
+    uint64_t least = words == 0 ? 0 : bitmap_log_size(words - 1, shift);
+    least += words != 0 && least != UINT64_MAX;
+    if (guest_reach_all(self, addr, least) < 0) {
+        return -1;
+    }
+    if (to_the_end != 0) { /* at 0 nothing passes the end */
+        size = Py_MIN(size, to_the_end);
+    }
+    return guest_reach(self, addr, size, reach);
+}
+
+const char guest_merge_dirty_doc[] = PyDoc_STR(
+    "merge_dirty($self, addr, bitmap, /)\n--\n\n"
+    "Mark the pages whose bit is set in a buffer, from a guest address on.\n"
+    "\n"
+    "As DirtyBitmap.merge(): bitmap is what KVM_GET_DIRTY_LOG gives of a slot that\n"
+    "begins at addr. It may go on into regions that adjoin; of its last word of 8\n"
+    "bytes what comes after a hole, or the end, is ignored. What is not tracked is\n"
+    "not marked. MisalignedError where addr is no multiple of the page size,\n"
+    "InvalidGuestAddressError where a page is in a hole before the last word's\n"
+    "second, AddressOverflowError where one is beyond 2**64, ValueError where bitmap\n"
+    "has no multiple of 8 bytes, ReadFromMemoryError where it is memory of which a\n"
+    "page is missing: nothing is marked then.");
+
+PyObject *
+guest_merge_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    Py_buffer view;
+    uint64_t addr, reach, *words = NULL;
+    size_t count, page = os_map_page_size();
+    if (args_count(nargs, 2, 2, "merge_dirty", "addr, bitmap") < 0
+        || args_u64(args[0], "addr", &addr) < 0
+        || bitmap_open_log(args[1], &view, &count) < 0) {
+        return NULL;
+    }
+    if (guest_log_reach(self, addr, count, page, &reach) == 0) {
+        words = bitmap_copy_log(self->state, args[1], &view);
+    }
+    PyBuffer_Release(&view);
+    if (words == NULL) {
+        return NULL;
+    }
+    int failed = guest_mark(self, addr, reach, words);
+    PyMem_Free(words);
+    return failed ? NULL : Py_NewRef(Py_None);
+}

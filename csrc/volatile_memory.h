@@ -102,6 +102,15 @@ memory_start(memory_object *self, const struct span *span, hold *word,
     self->kind = kind;
 }
 
+/* The span of an object that has a buffer, if that is memory of ours; else NULL. */
+static inline const struct span *
+memory_span_of(const module_state *state, PyObject *buf)
+{
+    return Py_IS_TYPE(buf, state->mapping_type) || Py_IS_TYPE(buf, state->slice_type)
+               ? &memory_of(buf)->span
+               : NULL;
+}
+
 /* Copies count bytes between span and buf, an object whose buffer is exported to the
  * caller as view. Where that is memory of ours, both sides are guarded, and no field
  * of either tears where they agree modulo 8. -1 with an exception. */
@@ -109,12 +118,11 @@ static inline int
 memory_copy(const struct span *span, size_t offset, PyObject *buf,
             const Py_buffer *view, size_t count, bool into_memory)
 {
-    if (!Py_IS_TYPE(buf, span->state->mapping_type)
-        && !Py_IS_TYPE(buf, span->state->slice_type)) {
+    const struct span *other = memory_span_of(span->state, buf);
+    if (other == NULL) {
         return into_memory ? span_write(span, offset, view->buf, count)
                            : span_read(span, offset, view->buf, count);
     }
-    const struct span *other = &memory_of(buf)->span;
     return into_memory ? span_copy(span, offset, other, 0, count)
                        : span_copy(other, 0, span, offset, count);
 }

@@ -117,7 +117,10 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "is_dirty": ("(self, offset, /)", "InvalidAddressError"),
         "ranges": ("(self, /)", ""),
         "take": ("(self, /)", ""),
-        "merge": ("(self, bitmap, /)", "ValueError"),
+        "merge": (
+            "(self, bitmap, offset=0, /)",
+            "ValueError InvalidAddressError MisalignedError ReadFromMemoryError",
+        ),
     },
     GuestMemory: {
         **dict.fromkeys(["regions", "num_regions", "size", "last_addr", "closed"], (None, "")),
@@ -144,6 +147,11 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "write_from_memory": ("(self, /, addr, dst, count, dst_offset=None)", GUEST_ERRORS),
         "dirty_ranges": ("(self, /)", ""),
         "take_dirty": ("(self, /)", ""),
+        "mark_dirty": ("(self, addr, count, /)", GUEST_ERRORS),
+        "merge_dirty": (
+            "(self, addr, bitmap, /)",
+            "MisalignedError ValueError ReadFromMemoryError " + GUEST_ERRORS,
+        ),
         "with_region": ("(self, addr, memory, /)", ""),
         "without_region": ("(self, addr, size, /)", "InvalidGuestAddressError ValueError"),
         "close": ("(self, /)", "BufferError ClosedError"),

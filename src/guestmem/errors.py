@@ -260,7 +260,7 @@ class MisalignedError(VolatileMemoryError, ValueError):
     """addr, an offset (bytes), is not at a multiple of alignment in memory.
 
     What counts is where the byte lies in the host's memory: a slice that begins at an odd offset
-    makes even ones odd.
+    makes even ones odd. Where a log of dirty pages is merged, alignment is the size of a page.
     """
 
     def __init__(self, addr: int, alignment: int) -> None:
