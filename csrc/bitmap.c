@@ -6,7 +6,7 @@
  *     def is_dirty(self, offset): ...
  *     def ranges(self): ...
  *     def take(self): ...
- *     def merge(self, bitmap): ...
+ *     def merge(self, bitmap, offset=0): ...
  *     def __buffer__(self, flags): ...            # read-only, as KVM lays it out
  *
  * The pages of a mapping that were written. It outlives the mapping, and refers to
@@ -18,8 +18,7 @@
 #include "bitmap.h"
 #include "os_map.h"
 #include "range.h"
-
-#include <string.h>
+#include "volatile_memory.h"
 
 typedef struct {
     PyObject_HEAD
@@ -89,58 +88,68 @@ bitmap_repr(PyObject *op)
 static uint64_t *
 bitmap_snapshot(struct dirty_map *map, bool clear)
 {
-    uint64_t *words = PyMem_Malloc(map->words * sizeof(*words));
+    uint64_t *words = PyMem_Calloc(map->words, sizeof(*words));
     if (words == NULL) {
         PyErr_NoMemory();
         return NULL;
     }
-    for (size_t w = 0; w < map->words; w++) {
-        words[w] = atomic_load(&map->bits[w]);
-        if (clear && words[w] != 0) {
-            words[w] = atomic_exchange(&map->bits[w], 0);
-        }
-    }
+    dirty_map_collect(map, 0, map->pages, clear, words);
     return words;
 }
 
-/* The first page from `page` on whose bit is `set`; map->pages where there is none. */
-static size_t
-bitmap_next(const struct dirty_map *map, const uint64_t *words, size_t page, bool set)
+static int
+ranges_put(const struct ranges *self)
 {
-    for (size_t w = page / 64; w < map->words; w++) {
-        uint64_t bits = set ? words[w] : ~words[w];
-        if (w == page / 64) {
-            bits &= UINT64_MAX << page % 64;
-        }
-        if (bits != 0) {
-            size_t found = 64 * w + (size_t)__builtin_ctzll(bits);
-            return found < map->pages ? found : map->pages;
-        }
+    if (self->count == 0) {
+        return 0;
     }
-    return map->pages;
+    PyObject *range = Py_BuildValue("(KK)", (unsigned long long)self->start,
+                                    (unsigned long long)self->count);
+    int failed = range == NULL ? -1 : PyList_Append(self->list, range);
+    Py_XDECREF(range);
+    return failed;
+}
+
+int
+bitmap_add_ranges(struct ranges *self, const struct dirty_map *map,
+                  const uint64_t *words, size_t offset, size_t count, uint64_t start)
+{
+    size_t end = ((offset + (count - 1)) >> map->shift) + 1;
+    struct dirty_run run = {.past = offset >> map->shift};
+    while (dirty_run_next(words, end, &run)) {
+        size_t from = Py_MAX(run.first << map->shift, offset);
+        size_t to = Py_MIN(run.past << map->shift, offset + count);
+        uint64_t at = start + (from - offset);
+        if (self->count != 0 && at - self->start == self->count) {
+            self->count += to - from;
+            continue;
+        }
+        if (ranges_put(self) < 0) {
+            return -1;
+        }
+        self->start = at;
+        self->count = to - from;
+    }
+    return 0;
+}
+
+PyObject *
+bitmap_end_ranges(struct ranges *self, bool failed)
+{
+    if (self->list != NULL && (failed || ranges_put(self) < 0)) {
+        Py_CLEAR(self->list);
+    }
+    return self->list;
 }
 
 /* [(offset, count), ...] in bytes: runs of dirty pages, the last one up to the end. */
 static PyObject *
 bitmap_list(const struct dirty_map *map, const uint64_t *words)
 {
-    PyObject *list = PyList_New(0);
-    size_t page = list == NULL ? map->pages : bitmap_next(map, words, 0, true);
-    while (page < map->pages) {
-        size_t past = bitmap_next(map, words, page, false);
-        size_t start = page << map->shift, end = past << map->shift;
-        PyObject *range =
-            Py_BuildValue("(nn)", (Py_ssize_t)start,
-                          (Py_ssize_t)((past == map->pages ? map->size : end) - start));
-        int failed = range == NULL ? -1 : PyList_Append(list, range);
-        Py_XDECREF(range);
-        if (failed) {
-            Py_DECREF(list);
-            return NULL;
-        }
-        page = bitmap_next(map, words, past, true);
-    }
-    return list;
+    struct ranges ranges = {.list = PyList_New(0)};
+    bool failed = ranges.list == NULL
+                  || bitmap_add_ranges(&ranges, map, words, 0, map->size, 0) < 0;
+    return bitmap_end_ranges(&ranges, failed);
 }
 
 PyDoc_STRVAR(
@@ -230,47 +239,105 @@ bitmap_take(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
         return NULL;
     }
     PyObject *list = bitmap_list(map, words);
-    for (size_t w = 0; list == NULL && w < map->words; w++) {
-        atomic_fetch_or(&map->bits[w], words[w]);
+    if (list == NULL) {
+        dirty_map_restore(map, words);
     }
     PyMem_Free(words);
     return list;
 }
 
-PyDoc_STRVAR(bitmap_merge_doc,
-             "merge($self, bitmap, /)\n--\n\n"
-             "Mark the pages whose bit is set in a buffer.\n"
-             "\n"
-             "Its layout is that of KVM_GET_DIRTY_LOG: one bit for each page of\n"
-             "page_size, the lowest bit of the first byte is the first page; its size\n"
-             "num_pages / 8, rounded up to 8 bytes. Bits past the last page are\n"
-             "ignored. ValueError for another size.");
+int
+bitmap_open_log(PyObject *obj, Py_buffer *view, size_t *words)
+{
+    if (args_buffer(obj, "bitmap", view, false) < 0) {
+        return -1;
+    }
+    *words = (size_t)view->len / sizeof(uint64_t);
+    if ((size_t)view->len % sizeof(uint64_t) != 0) {
+        PyErr_Format(PyExc_ValueError,
+                     "bitmap must have a multiple of 8 bytes, not %zd", view->len);
+        PyBuffer_Release(view);
+        return -1;
+    }
+    return 0;
+}
+
+uint64_t *
+bitmap_copy_log(const module_state *state, PyObject *obj, const Py_buffer *view)
+{
+    size_t size = (size_t)view->len;
+    uint64_t *words = PyMem_Malloc(size);
+    if (words == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    const struct span *span = memory_span_of(state, obj);
+    if (span == NULL) {
+        access_read(words, view->buf, size); /* others may write there: a shared log */
+    }
+    else if (span_read(span, 0, words, size) < 0) {
+        PyMem_Free(words);
+        return NULL;
+    }
+    return words;
+}
+
+PyDoc_STRVAR(
+    bitmap_merge_doc,
+    "merge($self, bitmap, offset=0, /)\n--\n\n"
+    "Mark the pages whose bit is set in a buffer.\n"
+    "\n"
+    "Its layout is that of KVM_GET_DIRTY_LOG: one bit for each page of page_size, the\n"
+    "lowest bit of the first byte is the page at offset (bytes). So a slot's log is\n"
+    "merged where the slot's memory begins, and may end before the memory does. Its\n"
+    "size is a multiple of 8 bytes, else ValueError. Bits past the last page of the\n"
+    "memory are ignored, but only in the last word of 8 bytes: InvalidAddressError\n"
+    "where a word begins there, or offset is past the end. MisalignedError where\n"
+    "offset is no multiple of page_size, ReadFromMemoryError where the buffer is\n"
+    "memory of which a page is missing. Nothing is marked then.");
+
+/* The pages from offset on that so many words tell of. -1 with an exception. */
+static int
+bitmap_log_pages(const bitmap_object *self, uint64_t offset, size_t words,
+                 size_t *pages)
+{
+    const struct dirty_map *map = &self->map;
+    size_t page = (size_t)1 << map->shift, left = map->pages - (offset >> map->shift);
+    if (offset % page != 0) {
+        errors_misaligned(self->state, offset, page);
+        return -1;
+    }
+    if (offset > map->size || words > left / 64 + (left % 64 != 0)) {
+        errors_invalid_address(self->state, offset, bitmap_log_size(words, map->shift),
+                               map->size);
+        return -1;
+    }
+    *pages = Py_MIN(64 * words, left);
+    return 0;
+}
 
 static PyObject *
 bitmap_merge(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    struct dirty_map *map = &bitmap_of(op)->map;
+    bitmap_object *self = bitmap_of(op);
     Py_buffer view;
-    if (args_count(nargs, 1, 1, "merge", "bitmap") < 0
-        || args_buffer(args[0], "bitmap", &view, false) < 0) {
+    uint64_t offset = 0;
+    size_t count, pages;
+    if (args_count(nargs, 1, 2, "merge", "bitmap, offset=0") < 0
+        || (nargs > 1 && args_u64(args[1], "offset", &offset) < 0)
+        || bitmap_open_log(args[0], &view, &count) < 0) {
         return NULL;
     }
-    size_t size = map->words * sizeof(uint64_t);
-    if ((size_t)view.len != size) {
-        PyErr_Format(PyExc_ValueError, "bitmap must have %zu bytes, not %zd", size,
-                     view.len);
-        PyBuffer_Release(&view);
-        return NULL;
-    }
-    for (size_t w = 0; w < map->words; w++) {
-        uint64_t word;
-        memcpy(&word, (const char *)view.buf + w * sizeof(word), sizeof(word));
-        word &= dirty_map_mask(map, w);
-        if (word != 0) {
-            atomic_fetch_or(&map->bits[w], word);
-        }
+    uint64_t *words = NULL;
+    if (bitmap_log_pages(self, offset, count, &pages) == 0) {
+        words = bitmap_copy_log(self->state, args[0], &view);
     }
     PyBuffer_Release(&view);
+    if (words == NULL) {
+        return NULL;
+    }
+    dirty_map_merge(&self->map, offset >> self->map.shift, words, pages);
+    PyMem_Free(words);
     Py_RETURN_NONE;
 }
 

@@ -222,10 +222,11 @@ errors_transfer(PyObject *error_class, int err, const char *text, size_t transfe
 }
 
 int
-errors_memory_fault(PyObject *error_class, int err, uint64_t offset)
+errors_memory_fault(PyObject *error_class, int err, uint64_t offset, Py_ssize_t piece)
 {
-    errors_raise(error_class, "(iNK)", err, errors_strerror(err),
-                 (unsigned long long)offset);
+    errors_raise(error_class, "(iNKN)", err, errors_strerror(err),
+                 (unsigned long long)offset,
+                 piece < 0 ? Py_NewRef(Py_None) : PyLong_FromSsize_t(piece));
     return -1;
 }
 

@@ -54,8 +54,9 @@ PyObject *errors_not_copied(PyObject *op);
  * errno; cause (stolen, may be NULL) becomes __cause__. */
 int errors_transfer(PyObject *error_class, int err, const char *text,
                     size_t transferred, PyObject *cause);
-/* -1: the memory itself faulted, at offset. */
-int errors_memory_fault(PyObject *error_class, int err, uint64_t offset);
+/* -1: the memory itself faulted, at offset; piece is its index, or negative. */
+int errors_memory_fault(PyObject *error_class, int err, uint64_t offset,
+                        Py_ssize_t piece);
 
 /* The pending exception, taken out (NULL where there is none); and put back. */
 PyObject *errors_take(void);

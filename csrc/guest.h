@@ -147,9 +147,14 @@ extern const char guest_close_doc[], guest_find_region_doc[],
 /* guest_dirty.c */
 PyObject *guest_dirty_ranges(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *guest_take_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
-extern const char guest_dirty_ranges_doc[], guest_take_dirty_doc[];
+PyObject *guest_mark_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+PyObject *guest_merge_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+extern const char guest_dirty_ranges_doc[], guest_take_dirty_doc[],
+    guest_mark_dirty_doc[], guest_merge_dirty_doc[];
 
-/* The same methods of transfer.c, by guest address. */
+/* The same methods of remove_range.c and transfer_methods.c, by guest address. */
+PyObject *guest_remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
+extern const char guest_remove_range_doc[];
 PyObject *transfer_read_to_guest(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                                  PyObject *kwnames);
 PyObject *transfer_write_from_guest(PyObject *op, PyObject *const *args,

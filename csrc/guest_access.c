@@ -232,8 +232,9 @@ guest_copy_overlapping(guest_object *self, uint64_t addr, PyObject *buf,
     const Py_buffer bytes_view = {.buf = between};
     struct span host = {
         .state = self->state, .addr = view->buf, .size = count, .is_plain = true};
-    if (memory_is_ours(self->state, buf)) {
-        host = memory_of(buf)->span;
+    const struct span *ours = memory_span_of(self->state, buf);
+    if (ours != NULL) {
+        host = *ours;
     }
     int failed;
     if (direction == INTO_MEMORY) {
@@ -445,10 +446,13 @@ PyMethodDef guest_methods[] = {
     {"read_to_memory", KEYWORDS(transfer_read_to_guest), guest_read_to_memory_doc},
     {"write_from_memory", KEYWORDS(transfer_write_from_guest),
      guest_write_from_memory_doc},
+    {"remove_range", FASTCALL(guest_remove_range), guest_remove_range_doc},
     {"with_region", FASTCALL(guest_with_region), guest_with_region_doc},
     {"without_region", FASTCALL(guest_without_region), guest_without_region_doc},
     {"dirty_ranges", FASTCALL(guest_dirty_ranges), guest_dirty_ranges_doc},
     {"take_dirty", FASTCALL(guest_take_dirty), guest_take_dirty_doc},
+    {"mark_dirty", FASTCALL(guest_mark_dirty), guest_mark_dirty_doc},
+    {"merge_dirty", FASTCALL(guest_merge_dirty), guest_merge_dirty_doc},
     {"close", FASTCALL(guest_close), guest_close_doc},
     {"__enter__", guest_enter, METH_NOARGS, guest_enter_doc},
     {"__exit__", FASTCALL(guest_exit), guest_exit_doc},

@@ -4,6 +4,7 @@
 #include "native.h"
 
 #include "args.h"
+#include "bitmap.h"
 #include "guest.h"
 
 /* What was found in one bitmap; several regions may lie in it, and share a page. */
@@ -16,16 +17,6 @@ static size_t
 region_first_byte(const struct region *region)
 {
     return (size_t)(region->part->span.addr - region->part->span.dirty->base);
-}
-
-/* The pages of a region in its bitmap: [*first, *last]. */
-static void
-region_pages(const struct region *region, size_t *first, size_t *last)
-{
-    const struct dirty_map *map = region->part->span.dirty;
-    size_t start = region_first_byte(region);
-    *first = start >> map->shift;
-    *last = (start + (region->size - 1)) >> map->shift;
 }
 
 static struct found *
@@ -41,99 +32,28 @@ found_of(struct found *found, const struct dirty_map *map)
 static void
 found_add(struct found *found, const struct region *region, bool take)
 {
-    size_t first, last;
-    region_pages(region, &first, &last);
-    for (size_t w = first / 64; w <= last / 64; w++) {
-        uint64_t mask = UINT64_MAX;
-        if (w == first / 64) {
-            mask &= UINT64_MAX << first % 64;
-        }
-        if (w == last / 64) {
-            mask &= UINT64_MAX >> (63 - last % 64);
-        }
-        uint64_t bits = take ? atomic_fetch_and(&found->map->bits[w], ~mask)
-                             : atomic_load(&found->map->bits[w]);
-        found->words[w] |= bits & mask;
-    }
-}
-
-static bool
-found_has(const struct found *found, size_t page)
-{
-    return found->words[page / 64] >> page % 64 & 1;
-}
-
-/* The range that grows while what is next adjoins; empty at first. */
-struct run {
-    uint64_t start;
-    uint64_t count;
-};
-
-static int
-run_end(struct run *run, PyObject *list)
-{
-    if (run->count == 0) {
-        return 0;
-    }
-    PyObject *range = Py_BuildValue("(KK)", (unsigned long long)run->start,
-                                    (unsigned long long)run->count);
-    int failed = range == NULL ? -1 : PyList_Append(list, range);
-    Py_XDECREF(range);
-    return failed;
-}
-
-static int
-run_add(struct run *run, PyObject *list, uint64_t start, uint64_t count)
-{
-    if (run->count != 0 && start - run->start == run->count) {
-        run->count += count;
-        return 0;
-    }
-    if (run_end(run, list) < 0) {
-        return -1;
-    }
-    *run = (struct run){start, count};
-    return 0;
-}
-
-static int
-list_region(PyObject *list, struct run *run, const struct found *found,
-            const struct region *region)
-{
-    size_t first, last, byte = region_first_byte(region);
-    region_pages(region, &first, &last);
-    for (size_t page = first; page <= last; page++) {
-        if (!found_has(found, page)) {
-            continue;
-        }
-        size_t start = page << found->map->shift;
-        size_t stop = start + ((size_t)1 << found->map->shift);
-        start = Py_MAX(start, byte);
-        stop = Py_MIN(stop, byte + region->size);
-        if (run_add(run, list, region->start + (start - byte), stop - start) < 0) {
-            return -1;
-        }
-    }
-    return 0;
+    size_t start = region_first_byte(region);
+    size_t last = (start + (region->size - 1)) >> found->map->shift;
+    dirty_map_collect(found->map, start >> found->map->shift, last + 1, take,
+                      found->words);
 }
 
 static PyObject *
 list_all(guest_object *self, struct found *found)
 {
-    PyObject *list = PyList_New(0);
-    struct run run = {0, 0};
-    int failed = list == NULL;
+    struct ranges ranges = {.list = PyList_New(0)};
+    bool failed = ranges.list == NULL;
     for (size_t i = 0; !failed && i < self->count; i++) {
         const struct region *region = &self->regions[i];
         if (region->part->span.dirty != NULL) {
-            failed = list_region(list, &run, found_of(found, region->part->span.dirty),
-                                 region);
+            const struct found *in = found_of(found, region->part->span.dirty);
+            failed = bitmap_add_ranges(&ranges, in->map, in->words,
+                                       region_first_byte(region), region->size,
+                                       region->start)
+                     < 0;
         }
     }
-    if (failed || run_end(&run, list) < 0) {
-        Py_CLEAR(list);
-    }
-    return list;
+    return bitmap_end_ranges(&ranges, failed);
 }
 
 /* One entry for each bitmap. -1 with MemoryError. */
@@ -182,8 +102,8 @@ guest_dirty(guest_object *self, bool take)
         list = list_all(self, found);
     }
     for (struct found *one = found; one->map != NULL; one++) {
-        for (size_t w = 0; take && list == NULL && w < one->map->words; w++) {
-            atomic_fetch_or(&one->map->bits[w], one->words[w]); /* nothing is lost */
+        if (take && list == NULL) {
+            dirty_map_restore(one->map, one->words); /* nothing is lost */
         }
         PyMem_Free(one->words);
     }
@@ -220,4 +140,126 @@ guest_take_dirty(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t narg
     return args_count(nargs, 0, 0, "take_dirty", "") < 0
                ? NULL
                : guest_dirty(guest_of(op), true);
+}
+
+/* --- Marking -------------------------------------------------------------------------- */
+
+/* [offset, offset + count) of a log that says of each page whether it was written (NULL:
+ * each was), in the memory that the piece is of. By bytes: neither side need begin with a
+ * page. */
+static void
+piece_mark(const struct piece *piece, const uint64_t *log, uint64_t offset)
+{
+    const struct span *span = &piece->part->span;
+    uint64_t end = offset + piece->count;
+    if (log == NULL || span->dirty == NULL) {
+        span_wrote(span, piece->offset, piece->count);
+        return;
+    }
+    unsigned shift = span->dirty->shift;
+    struct dirty_run run = {.past = offset >> shift};
+    while (dirty_run_next(log, ((end - 1) >> shift) + 1, &run)) {
+        uint64_t from = Py_MAX((uint64_t)run.first << shift, offset);
+        uint64_t to = Py_MIN((uint64_t)run.past << shift, end);
+        span_wrote(span, piece->offset + (from - offset), to - from);
+    }
+}
+
+/* A range that guest_reach() has found. -1 with ClosedError. */
+static int
+guest_mark(guest_object *self, uint64_t addr, uint64_t count, const uint64_t *log)
+{
+    if (guest_begin(self, SHORT) < 0) {
+        return -1;
+    }
+    for (uint64_t done = 0; done < count;) {
+        struct piece piece = guest_piece(self, addr + done, count - done);
+        piece_mark(&piece, log, done);
+        done += piece.count;
+    }
+    guest_end(self, SHORT);
+    return 0;
+}
+
+const char guest_mark_dirty_doc[] = PyDoc_STR(
+    "mark_dirty($self, addr, count, /)\n--\n\n"
+    "Mark the pages of [addr, addr + count) as written, by guest address.\n"
+    "\n"
+    "As DirtyBitmap.mark(), across regions that adjoin; of regions whose\n"
+    "mappings do not track what is written nothing is marked.\n"
+    "InvalidGuestAddressError where a byte is in a hole, AddressOverflowError\n"
+    "beyond 2**64: nothing is marked then.");
+
+PyObject *
+guest_mark_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    uint64_t addr, count;
+    if (args_count(nargs, 2, 2, "mark_dirty", "addr, count") < 0
+        || args_u64(args[0], "addr", &addr) < 0
+        || args_u64(args[1], "count", &count) < 0
+        || guest_reach_all(guest_of(op), addr, count) < 0) {
+        return NULL;
+    }
+    return guest_mark(guest_of(op), addr, count, NULL) < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+/* How many bytes from addr on a log of so many words tells of: up to the first hole, which
+ * may begin within the last word, if not with it. -1 with an exception. */
+static int
+guest_log_reach(guest_object *self, uint64_t addr, size_t words, size_t page,
+                uint64_t *reach)
+{
+    unsigned shift = (unsigned)__builtin_ctzll(page);
+    uint64_t size = bitmap_log_size(words, shift), to_the_end = 0 - addr;
+    if (addr % page != 0) {
+        errors_misaligned(self->state, addr, page);
+        return -1;
+    }
+    /* Of the last word only the first page must be there. */
+    uint64_t least = words == 0 ? 0 : bitmap_log_size(words - 1, shift);
+    least += words != 0 && least != UINT64_MAX;
+    if (guest_reach_all(self, addr, least) < 0) {
+        return -1;
+    }
+    if (to_the_end != 0) { /* at 0 nothing passes the end */
+        size = Py_MIN(size, to_the_end);
+    }
+    return guest_reach(self, addr, size, reach);
+}
+
+const char guest_merge_dirty_doc[] = PyDoc_STR(
+    "merge_dirty($self, addr, bitmap, /)\n--\n\n"
+    "Mark the pages whose bit is set in a buffer, from a guest address on.\n"
+    "\n"
+    "As DirtyBitmap.merge(): bitmap is what KVM_GET_DIRTY_LOG gives of a slot that\n"
+    "begins at addr. It may go on into regions that adjoin; of its last word of 8\n"
+    "bytes what comes after a hole, or the end, is ignored. What is not tracked is\n"
+    "not marked. MisalignedError where addr is no multiple of the page size,\n"
+    "InvalidGuestAddressError where a page is in a hole before the last word's\n"
+    "second, AddressOverflowError where one is beyond 2**64, ValueError where bitmap\n"
+    "has no multiple of 8 bytes, ReadFromMemoryError where it is memory of which a\n"
+    "page is missing: nothing is marked then.");
+
+PyObject *
+guest_merge_dirty(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
+{
+    guest_object *self = guest_of(op);
+    Py_buffer view;
+    uint64_t addr, reach, *words = NULL;
+    size_t count, page = os_map_page_size();
+    if (args_count(nargs, 2, 2, "merge_dirty", "addr, bitmap") < 0
+        || args_u64(args[0], "addr", &addr) < 0
+        || bitmap_open_log(args[1], &view, &count) < 0) {
+        return NULL;
+    }
+    if (guest_log_reach(self, addr, count, page, &reach) == 0) {
+        words = bitmap_copy_log(self->state, args[1], &view);
+    }
+    PyBuffer_Release(&view);
+    if (words == NULL) {
+        return NULL;
+    }
+    int failed = guest_mark(self, addr, reach, words);
+    PyMem_Free(words);
+    return failed ? NULL : Py_NewRef(Py_None);
 }

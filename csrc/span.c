@@ -32,11 +32,12 @@ span_take_signal(module_state *state)
 }
 
 int
-span_faulted(const struct span *self, struct fault fault)
+span_faulted(const struct span *self, struct fault fault, Py_ssize_t piece)
 {
     return errors_memory_fault(fault.writing ? self->state->WriteToMemoryError
                                              : self->state->ReadFromMemoryError,
-                               EFAULT, self->first + (uint64_t)(fault.at - self->addr));
+                               EFAULT, self->first + (uint64_t)(fault.at - self->addr),
+                               piece);
 }
 
 int

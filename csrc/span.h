@@ -92,13 +92,15 @@ span_copy_is_long(size_t count)
 /* Before a span that can fault is made: what its guard needs. -1 with an exception. */
 int span_take_signal(module_state *state);
 
-/* -1 with ReadFromMemoryError or WriteToMemoryError. */
-int span_faulted(const struct span *self, struct fault fault);
+/* -1 with ReadFromMemoryError or WriteToMemoryError; piece is the index of this memory
+ * among several, or NO_PIECE. */
+int span_faulted(const struct span *self, struct fault fault, Py_ssize_t piece);
+#define NO_PIECE (-1)
 
 static inline int
 span_result(const struct span *self, struct fault fault)
 {
-    return fault.at == NULL ? 0 : span_faulted(self, fault);
+    return fault.at == NULL ? 0 : span_faulted(self, fault, NO_PIECE);
 }
 
 /* All that follows touches [offset, offset + count), or a scalar of width bytes,

@@ -12,14 +12,12 @@
 #include "args.h"
 #include "os_file.h"
 #include "range.h"
+#include "stream.h"
 #include "transfer.h"
 
 /* The most that one read() of an object is asked for, which then makes a bytes
  * object of that size. */
 #define READ_AT_MOST ((size_t)1 << 20)
-
-/* So often a page may be gone when the kernel comes to it, and back when we look. */
-#define TRIES_AT_MOST 100
 
 static const char *const method_names[] = {[BY_FD] = "fileno",
                                            [BY_READINTO] = "readinto",
@@ -30,9 +28,8 @@ static const char *const method_names[] = {[BY_FD] = "fileno",
 static int
 transfer_fail(struct transfer *self, int err, const char *text, PyObject *cause)
 {
-    return errors_transfer(self->reading ? self->state->ReadFromSourceError
-                                         : self->state->WriteToDestinationError,
-                           err, text, self->before + self->done, cause);
+    return stream_fail(self->state, self->reading, err, text, self->before + self->done,
+                       cause);
 }
 
 /* An int attribute of an exception: *out stays where it has none. -1 with what asking
@@ -55,27 +52,6 @@ transfer_attribute(PyObject *error, const char *name, long *out)
     }
     Py_DECREF(value);
     return 0;
-}
-
-/* The kernel found a bad address: the memory's fault if a page of it is gone. */
-static int
-transfer_bad_address(struct transfer *self)
-{
-    char *addr = self->memory->span.addr + self->mem_offset + self->done;
-    size_t left = self->count - self->done, at;
-    bool known;
-    Py_BEGIN_ALLOW_THREADS
-    known = os_map_first_fault(addr, left, self->reading, &at);
-    Py_END_ALLOW_THREADS
-    at = known ? at : 0; /* the kernel just said that there is one */
-    if (at == left) {
-        /* The page came back before we looked, or it is the stream's own error. */
-        return self->memory->span.can_fault && self->tries++ < TRIES_AT_MOST
-                   ? 0
-                   : transfer_fail(self, EFAULT, NULL, NULL);
-    }
-    struct fault fault = {addr + at, self->reading};
-    return span_faulted(&self->memory->span, fault);
 }
 
 /* The stream raised: an OSError is wrapped, anything else passes untouched. */
@@ -121,9 +97,7 @@ transfer_wrap(struct transfer *self)
 static int
 transfer_would_block(struct transfer *self)
 {
-    PyObject *cause = PyObject_CallFunction(PyExc_BlockingIOError, "iN", EAGAIN,
-                                            errors_strerror(EAGAIN));
-    return cause == NULL ? -1 : transfer_fail(self, EAGAIN, NULL, cause);
+    return stream_would_block(self->state, self->reading, self->before + self->done);
 }
 
 /* 0 bytes moved, and that is no success. */
@@ -141,7 +115,8 @@ transfer_stopped(struct transfer *self)
     return cause == NULL ? -1 : transfer_fail(self, 0, "it ended early", cause);
 }
 
-/* Each step moves some of the rest: 0 and *moved, or -1 with an exception. */
+/* Each step moves some of the rest: 0 and *moved, or -1 with an exception. Where a signal
+ * interrupted it, or a page came back, that is nothing, and it is made again. */
 static int
 transfer_step_fd(struct transfer *self, size_t left, size_t *moved)
 {
@@ -154,23 +129,19 @@ transfer_step_fd(struct transfer *self, size_t left, size_t *moved)
     err = self->reading ? os_file_read(self->fd, addr, left, position, moved)
                         : os_file_write(self->fd, addr, left, position, moved);
     Py_END_ALLOW_THREADS
-    if (self->reading && err == 0) {
-        span_wrote(&self->memory->span, self->mem_offset + self->done, *moved);
+    const struct span *span = &self->memory->span;
+    const struct iovec piece = {addr, left};
+    const struct stream_call call = {.state = self->state,
+                                     .reading = self->reading,
+                                     .before = self->before + self->done,
+                                     .spans = &span,
+                                     .pieces = &piece,
+                                     .count = 1,
+                                     .tries = &self->tries};
+    if (stream_settle(&call, err, *moved) < 0) {
+        return -1;
     }
-    switch (err) {
-    case 0:
-        return *moved == 0 ? transfer_stopped(self) : 0;
-    case EINTR: /* nothing moved; the caller runs the handlers and comes back */
-        *moved = 0;
-        return 0;
-    case EFAULT:
-        *moved = 0;
-        return transfer_bad_address(self);
-    case EAGAIN:
-        return transfer_would_block(self);
-    default:
-        return transfer_fail(self, err, NULL, NULL);
-    }
+    return err == 0 && *moved == 0 ? transfer_stopped(self) : 0;
 }
 
 static int
@@ -296,8 +267,8 @@ transfer_step_read(struct transfer *self, size_t left, size_t *moved)
             failed = transfer_stopped(self);
         }
         else {
-            failed = span_write(&self->memory->span, self->mem_offset + self->done,
-                                view.buf, *moved);
+            failed = memory_copy(&self->memory->span, self->mem_offset + self->done,
+                                 result, &view, 0, *moved, true);
         }
         PyBuffer_Release(&view);
     }
@@ -409,11 +380,10 @@ transfer_in_memory(struct transfer *self)
         errors_invalid_range(self->state, self->mem_offset, self->count,
                              memory->span.size);
     }
-    else if (self->positioned
-             && !range_fits(self->position, self->before + self->count, INT64_MAX)) {
-        errors_invalid_offset_u64(self->state, self->position, self->count);
-    }
-    else {
+    else if (!self->positioned
+             || stream_check_offset(self->state, self->position,
+                                    self->before + self->count)
+                    == 0) {
         failed = transfer_run(self);
     }
     memory_leave(memory, LONG);

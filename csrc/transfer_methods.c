@@ -5,7 +5,7 @@
 
 #include "args.h"
 #include "guest.h"
-#include "range.h"
+#include "stream.h"
 #include "transfer.h"
 
 /* Region by region. */
@@ -16,8 +16,8 @@ transfer_in_guest(struct transfer *self, guest_object *guest, uint64_t addr,
     if (guest_reach_all(guest, addr, count) < 0) {
         return -1;
     }
-    if (self->positioned && !range_fits(self->position, count, INT64_MAX)) {
-        errors_invalid_offset_u64(self->state, self->position, count);
+    if (self->positioned
+        && stream_check_offset(self->state, self->position, count) < 0) {
         return -1;
     }
     if (guest_begin(guest, LONG) < 0) {

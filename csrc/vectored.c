@@ -7,10 +7,8 @@
 
 #include "args.h"
 #include "os_file.h"
-#include "range.h"
+#include "stream.h"
 #include "volatile_memory.h"
-
-#include <sys/uio.h>
 
 /* What one system call takes (IOV_MAX): it is short where there are more. */
 #define PIECES_AT_MOST 1024
@@ -23,7 +21,9 @@ struct vectored {
     PyObject *memories; /* a tuple */
     Py_ssize_t count;
     Py_ssize_t entered; /* so many of them */
+    uint64_t size;      /* their bytes */
     struct iovec *pieces;
+    const struct span **spans;
 };
 
 static memory_object *
@@ -44,95 +44,67 @@ vectored_enter(struct vectored *self)
         if (memory_enter(memory_of(memory), LONG) < 0) {
             return -1;
         }
+        const struct span *span = &memory_of(memory)->span;
         self->entered++;
-        self->pieces[i] =
-            (struct iovec){memory_of(memory)->span.addr, memory_of(memory)->span.size};
+        self->size += span->size;
+        self->spans[i] = span;
+        self->pieces[i] = (struct iovec){span->addr, span->size};
     }
     return 0;
 }
 
-/* Marks what a read has written. */
-static void
-vectored_wrote(const struct vectored *self, size_t moved)
-{
-    for (Py_ssize_t i = 0; i < self->count && moved > 0; i++) {
-        const struct span *span = &vectored_memory(self, i)->span;
-        size_t here = Py_MIN(moved, span->size);
-        span_wrote(span, 0, here);
-        moved -= here;
-    }
-}
-
-/* -1: the kernel found a bad address. Whose page it is says so. */
 static int
-vectored_bad_address(const struct vectored *self)
+vectored_run(const struct vectored *self, size_t *moved)
 {
-    for (Py_ssize_t i = 0; i < self->count; i++) {
-        const struct span *span = &vectored_memory(self, i)->span;
-        size_t at = span->size;
-        if (span->can_fault && span->size != 0
-            && os_map_first_fault(span->addr, span->size, self->reading, &at)
-            && at < span->size) {
-            return span_faulted(span, (struct fault){span->addr + at, self->reading});
-        }
-    }
-    return errors_transfer(self->reading ? self->state->ReadFromSourceError
-                                         : self->state->WriteToDestinationError,
-                           EFAULT, NULL, 0, NULL);
-}
-
-static int
-vectored_fail(const struct vectored *self, int err)
-{
-    PyObject *cause = NULL;
-    if (err == EFAULT) {
-        return vectored_bad_address(self);
-    }
-    if (err == EAGAIN) {
-        cause = PyObject_CallFunction(PyExc_BlockingIOError, "iN", EAGAIN,
-                                      errors_strerror(EAGAIN));
-        if (cause == NULL) {
-            return -1;
-        }
-    }
-    return errors_transfer(self->reading ? self->state->ReadFromSourceError
-                                         : self->state->WriteToDestinationError,
-                           err, NULL, 0, cause);
-}
-
-static int
-vectored_run(struct vectored *self, size_t *moved)
-{
+    unsigned tries = 0;
+    const struct stream_call call = {.state = self->state,
+                                     .reading = self->reading,
+                                     .numbered = true,
+                                     .spans = self->spans,
+                                     .pieces = self->pieces,
+                                     .count = (size_t)self->count,
+                                     .tries = &tries};
     int err, pieces = (int)self->count;
-    for (;;) {
+    do {
         Py_BEGIN_ALLOW_THREADS
         err =
             self->reading
                 ? os_file_readv(self->fd, self->pieces, pieces, self->position, moved)
                 : os_file_writev(self->fd, self->pieces, pieces, self->position, moved);
         Py_END_ALLOW_THREADS
-        if (err != EINTR) {
-            break;
-        }
-        if (PyErr_CheckSignals() < 0) {
+        if (stream_settle(&call, err, *moved) < 0
+            || (err != 0 && PyErr_CheckSignals() < 0)) {
             return -1;
         }
-    }
-    if (err != 0) {
-        return vectored_fail(self, err);
-    }
-    if (self->reading) {
-        vectored_wrote(self, *moved);
-    }
+    } while (err != 0);
     return 0;
+}
+
+/* -1 with an exception; what self has come to hold is the caller's to give back, in any
+ * case. */
+static int
+vectored_do(struct vectored *self, const uint64_t *position, size_t *moved)
+{
+    size_t count = (size_t)self->count + 1;
+    self->pieces = PyMem_Calloc(count, sizeof(*self->pieces));
+    self->spans = (const struct span **)PyMem_Calloc(count, sizeof(*self->spans));
+    if (self->pieces == NULL || self->spans == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    if (vectored_enter(self) < 0
+        || (position != NULL
+            && stream_check_offset(self->state, *position, self->size) < 0)) {
+        return -1;
+    }
+    self->position = position != NULL ? (int64_t)*position : OS_FILE_POSITION;
+    return vectored_run(self, moved);
 }
 
 static PyObject *
 vectored_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs, bool reading)
 {
-    struct vectored self = {.state = PyModule_GetState(module),
-                            .reading = reading,
-                            .position = OS_FILE_POSITION};
+    struct vectored self = {.state = PyModule_GetState(module), .reading = reading};
     uint64_t position = 0;
     size_t moved = 0;
     bool positioned = nargs == 3 && !Py_IsNone(args[2]);
@@ -143,28 +115,16 @@ vectored_call(PyObject *module, PyObject *const *args, Py_ssize_t nargs, bool re
         || args_fd(args[0], "fd", &self.fd) < 0) {
         return NULL;
     }
-    if (positioned && position > INT64_MAX) {
-        return errors_invalid_offset_u64(self.state, position, 0);
-    }
-    if (positioned) {
-        self.position = (int64_t)position;
-    }
     if ((self.memories = PySequence_Tuple(args[1])) == NULL) {
         return NULL;
     }
     self.count = Py_MIN(PyTuple_Size(self.memories), PIECES_AT_MOST);
-    self.pieces = PyMem_Calloc((size_t)self.count + 1, sizeof(*self.pieces));
-    int failed = -1;
-    if (self.pieces == NULL) {
-        PyErr_NoMemory();
-    }
-    else if (vectored_enter(&self) == 0) {
-        failed = vectored_run(&self, &moved);
-    }
+    int failed = vectored_do(&self, positioned ? &position : NULL, &moved);
     while (self.entered > 0) {
         memory_leave(vectored_memory(&self, --self.entered), LONG);
     }
     PyMem_Free(self.pieces);
+    PyMem_Free((void *)self.spans);
     Py_DECREF(self.memories);
     return failed ? NULL : PyLong_FromSize_t(moved);
 }
@@ -180,8 +140,9 @@ PyDoc_STRVAR(
     "that offset of the file, whose position stays; else readv(2). The GIL is\n"
     "released.\n"
     "\n"
-    "ReadFromSourceError where the file fails or would block, WriteToMemoryError with\n"
-    "an offset in the piece of which a page is missing.");
+    "ReadFromSourceError where the file fails or would block, WriteToMemoryError where\n"
+    "a page of a piece is missing: its piece is that one's index, its offset one in it.\n"
+    "InvalidOffsetError where offset + the size of all pieces does not fit off_t.");
 
 static PyObject *
 vectored_preadv(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
@@ -200,7 +161,8 @@ PyDoc_STRVAR(
     "whose position stays; else writev(2). The GIL is released.\n"
     "\n"
     "WriteToDestinationError where the file fails or would block, ReadFromMemoryError\n"
-    "with an offset in the piece of which a page is missing.");
+    "where a page of a piece is missing: its piece is that one's index, its offset one\n"
+    "in it. InvalidOffsetError where offset + the size of all pieces does not fit off_t.");
 
 static PyObject *
 vectored_pwritev(PyObject *module, PyObject *const *args, Py_ssize_t nargs)

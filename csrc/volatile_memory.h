@@ -104,11 +104,13 @@ memory_start(memory_object *self, const struct span *span, hold *word,
     self->kind = kind;
 }
 
-/* Whether the buffer that buf exports is memory of ours. */
-static inline bool
-memory_is_ours(module_state *state, PyObject *buf)
+/* The span of an object that has a buffer, if that is memory of ours; else NULL. */
+static inline const struct span *
+memory_span_of(const module_state *state, PyObject *buf)
 {
-    return Py_IS_TYPE(buf, state->mapping_type) || Py_IS_TYPE(buf, state->slice_type);
+    return Py_IS_TYPE(buf, state->mapping_type) || Py_IS_TYPE(buf, state->slice_type)
+               ? &memory_of(buf)->span
+               : NULL;
 }
 
 /* Copies count bytes between span and buf, from byte `at` of it on: an object whose
@@ -119,12 +121,12 @@ static inline int
 memory_copy(const struct span *span, size_t offset, PyObject *buf,
             const Py_buffer *view, size_t at, size_t count, bool into_memory)
 {
-    if (!memory_is_ours(span->state, buf)) {
+    const struct span *other = memory_span_of(span->state, buf);
+    if (other == NULL) {
         char *host = (char *)view->buf + at;
         return into_memory ? span_write(span, offset, host, count)
                            : span_read(span, offset, host, count);
     }
-    const struct span *other = &memory_of(buf)->span;
     return into_memory ? span_copy(span, offset, other, at, count)
                        : span_copy(other, at, span, offset, count);
 }

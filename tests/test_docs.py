@@ -118,7 +118,10 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "is_dirty": ("(self, offset, /)", "InvalidAddressError"),
         "ranges": ("(self, /)", ""),
         "take": ("(self, /)", ""),
-        "merge": ("(self, bitmap, /)", "ValueError"),
+        "merge": (
+            "(self, bitmap, offset=0, /)",
+            "ValueError InvalidAddressError MisalignedError ReadFromMemoryError",
+        ),
     },
     GuestMemory: {
         **dict.fromkeys(["regions", "num_regions", "size", "last_addr", "closed"], (None, "")),
@@ -141,10 +144,16 @@ API: dict[type, dict[str, tuple[str | None, str]]] = {
         "read_exact": ("(self, buf, addr, /)", GUEST_ERRORS),
         "write_all": ("(self, buf, addr, /)", GUEST_ERRORS),
         "fill": ("(self, byte, addr=0, count=None, /)", "OverflowError " + GUEST_ERRORS),
+        "remove_range": ("(self, addr, count, /)", "InvalidRangeError " + GUEST_ERRORS),
         "read_to_memory": ("(self, /, addr, src, count, src_offset=None)", GUEST_ERRORS),
         "write_from_memory": ("(self, /, addr, dst, count, dst_offset=None)", GUEST_ERRORS),
         "dirty_ranges": ("(self, /)", ""),
         "take_dirty": ("(self, /)", ""),
+        "mark_dirty": ("(self, addr, count, /)", GUEST_ERRORS),
+        "merge_dirty": (
+            "(self, addr, bitmap, /)",
+            "MisalignedError ValueError ReadFromMemoryError " + GUEST_ERRORS,
+        ),
         "with_region": ("(self, addr, memory, /)", ""),
         "without_region": ("(self, addr, size, /)", "InvalidGuestAddressError InvalidRegionError"),
         "close": ("(self, /)", "BufferError ClosedError"),

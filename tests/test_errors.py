@@ -208,13 +208,23 @@ RAISED: dict[str, tuple[Callable[[], object], str, dict[str, Any], str]] = {
 BY_HAND: dict[str, tuple[Exception, dict[str, Any], str]] = {
     "fault of a read": (
         guestmem.ReadFromMemoryError(errno.EFAULT, "gone", 0x2000),
-        {"errno": errno.EFAULT, "strerror": "gone", "offset": 0x2000},
+        {"errno": errno.EFAULT, "strerror": "gone", "offset": 0x2000, "piece": None},
         "memory faulted while it was read at offset 0x2000: gone",
     ),
     "fault of a write": (
         guestmem.WriteToMemoryError(errno.EFAULT, "gone", 0x2000),
-        {"errno": errno.EFAULT, "strerror": "gone", "offset": 0x2000},
+        {"errno": errno.EFAULT, "strerror": "gone", "offset": 0x2000, "piece": None},
         "memory faulted while it was written at offset 0x2000: gone",
+    ),
+    "fault of a piece that is read": (
+        guestmem.ReadFromMemoryError(errno.EFAULT, "gone", 5, 2),
+        {"errno": errno.EFAULT, "strerror": "gone", "offset": 5, "piece": 2},
+        "memory faulted while it was read at offset 0x5 of piece 2: gone",
+    ),
+    "fault of a piece that is written": (
+        guestmem.WriteToMemoryError(errno.EFAULT, "gone", 0, 0),
+        {"errno": errno.EFAULT, "strerror": "gone", "offset": 0, "piece": 0},
+        "memory faulted while it was written at offset 0x0 of piece 0: gone",
     ),
 }
 

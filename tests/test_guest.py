@@ -22,7 +22,6 @@ from guestmem import (
     GuestMemory,
     GuestRegion,
     InvalidGuestAddressError,
-    InvalidOffsetError,
     InvalidRegionError,
     MemoryMapping,
     MemoryRegionOverlapError,
@@ -35,8 +34,6 @@ from guestmem import (
     WriteToMemoryError,
     be32,
     le16,
-    preadv,
-    pwritev,
     u8,
     u32,
     u64,
@@ -531,58 +528,6 @@ def test_against_a_model() -> None:
             assert guest.read_bytes(addr, reach) == data[:reach]
         for addr, value in model.items():
             assert guest.read_obj(addr, u8) == value
-
-
-# One system call for many pieces.
-
-
-def test_vectored(guest: GuestMemory, backing: Callable[[int], Backing]) -> None:
-    data = bytes(range(150))
-    file = backing(1000)
-    os.pwrite(file.fd, data, 100)
-    assert preadv(file.fd, guest.slices(LOW + 3, 150), 100) == 150
-    assert guest.read_bytes(LOW, 157) == bytes(3) + data + bytes(4)
-    assert pwritev(file.fd, guest.slices(LOW + 3, 150), 500) == 150
-    assert os.pread(file.fd, 150, 500) == data
-    os.lseek(file.fd, 990, os.SEEK_SET)
-    assert preadv(file.fd, guest.slices(LOW, 150)) == 10  # it may be short
-    assert preadv(file.fd, guest.slices(LOW, 150)) == 0  # the end
-    assert pwritev(file.fd, []) == 0
-    parts = [MemoryMapping(16).get_slice(i, 1) for i in range(16)] * 100
-    assert preadv(file.fd, parts, 0) == 1000  # of the file; of 1,600 pieces 1,024
-
-
-def test_vectored_errors(guest: GuestMemory, backing: Callable[[int], Backing]) -> None:
-    file = backing(2 * PAGE)
-    cut = MemoryMapping.from_fd(file.fd, 2 * PAGE)
-    os.ftruncate(file.fd, PAGE)
-    gone, whole = cut.get_slice(PAGE - 5, 50), MemoryMapping(10)
-    zeros, sink = os.open("/dev/zero", os.O_RDONLY), os.memfd_create("sink")
-    with pytest.raises(WriteToMemoryError) as write:
-        preadv(zeros, [cut.get_slice(PAGE, 5), whole])
-    assert write.value.offset == 0
-    with pytest.raises(ReadFromMemoryError) as read:
-        pwritev(sink, [gone.offset(5), whole])
-    assert read.value.offset == 0
-    with pytest.raises(ReadFromSourceError) as source:
-        preadv(-1, [whole])
-    assert source.value.transferred == 0
-    with pytest.raises(WriteToDestinationError):
-        pwritev(zeros, [whole])
-    closed = MemoryMapping(5)
-    closed.close()
-    for call in preadv, pwritev:
-        with pytest.raises(ClosedError):
-            call(zeros, [whole, closed])
-        with pytest.raises(TypeError, match="a piece must be a VolatileMemory, not 'bytes'"):
-            call(zeros, [whole, b"12"])  # type: ignore[list-item]
-        with pytest.raises(InvalidOffsetError):
-            call(zeros, [whole], 2**63)
-        with pytest.raises(OverflowError):
-            call(zeros, [whole], -1)
-    for fd in zeros, sink:
-        os.close(fd)
-    whole.close()  # nothing is held
 
 
 # Dirty pages, by guest address.

@@ -5,13 +5,14 @@ guarded on both sides, as memmove, and marked.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from guestmem import (
     GuestMemory,
     InvalidGuestAddressError,
+    InvalidRangeError,
     MemoryMapping,
     ReadFromMemoryError,
     VolatileMemory,
@@ -111,3 +112,48 @@ def test_overlapping(by: str, order: tuple[int, int], start: int, count: int) ->
                     expected[order[at // PAGE] + at % PAGE] = byte
                 assert guest.write_slice(buf, addr) == room
             assert ram.read_bytes(0, SIZE) == expected
+
+
+def test_an_object_that_reads_memory_that_is_missing(backing: Callable[[int], Backing]) -> None:
+    """What read() returns is guarded, too, if it is guestmem's own."""
+    file = backing(2 * PAGE)
+    gone = MemoryMapping.from_fd(file.fd, 2 * PAGE)
+    os.ftruncate(file.fd, PAGE)
+
+    class Source:
+        def read(self, count: int) -> Any:
+            return gone.get_slice(PAGE - 8, 16)
+
+    for memory in MemoryMapping(PAGE), two_regions(MemoryMapping(SIZE)):
+        start = 0 if isinstance(memory, MemoryMapping) else START
+        with pytest.raises(ReadFromMemoryError) as caught:
+            memory.read_to_memory(start, Source(), 16)
+        assert caught.value.offset == 8
+
+
+def test_remove_range() -> None:
+    ram = MemoryMapping(SIZE, track_dirty=True)
+    assert ram.dirty is not None
+    guest = two_regions(ram)
+    guest.fill(7, START)
+    ram.dirty.take()
+    guest.remove_range(START + PAGE, 100)
+    assert guest.read_bytes(START + PAGE - 1, 102) == b"\7" + bytes(100) + b"\7"
+    assert ram.dirty.take() == [(0, PAGE)]
+    guest.fill(7, START)
+    ram.dirty.take()
+    guest.remove_range(START, PAGE + 5)
+    assert ram.read_bytes(2 * PAGE, PAGE) == bytes(PAGE)
+    assert ram.read_bytes(0, 6) == bytes(5) + b"\7"
+    assert guest.take_dirty() == [(START, 2 * PAGE)]
+    guest.remove_range(START + 2 * PAGE, 0)
+    for addr, count in (START + 2 * PAGE, 1), (START + PAGE, PAGE + 1):
+        with pytest.raises(InvalidGuestAddressError):
+            guest.remove_range(addr, count)
+    uneven = GuestMemory([(START, ram.get_slice(0, PAGE)), (START + PAGE, ram.get_slice(5, PAGE))])
+    ram.fill(7)
+    with pytest.raises(InvalidRangeError, match="cannot be removed") as refused:
+        uneven.remove_range(START, PAGE + 1)
+    assert (refused.value.offset, refused.value.count) == (START + PAGE, 1)
+    assert ram.read_bytes(0, SIZE) == b"\7" * SIZE  # nothing was touched
+    uneven.remove_range(START, PAGE)

@@ -158,29 +158,38 @@ class WriteToDestinationError(_TransferError):
 class _FaultError(_OSError):
     _field = "offset"
     offset: int
+    piece: int | None
 
-    def __init__(self, errno: int, strerror: str, offset: int) -> None:
+    def __init__(self, errno: int, strerror: str, offset: int, piece: int | None = None) -> None:
         super().__init__(errno, strerror, offset)
+        self.piece = piece
+
+    def _where(self) -> str:
+        return f"at offset {self.offset:#x}" + (
+            "" if self.piece is None else f" of piece {self.piece}"
+        )
 
 
 class ReadFromMemoryError(_FaultError):
     """The memory itself faulted while it was read: a page of it is gone.
 
-    offset is the first byte that faulted.
+    offset is the first byte that faulted. Of pwritev() piece is the index of the memory that it
+    lies in, else None.
     """
 
     def __str__(self) -> str:
-        return f"memory faulted while it was read at offset {self.offset:#x}: {self.strerror}"
+        return f"memory faulted while it was read {self._where()}: {self.strerror}"
 
 
 class WriteToMemoryError(_FaultError):
     """The memory itself faulted while it was written: a page of it is gone.
 
-    offset is the first byte that faulted.
+    offset is the first byte that faulted. Of preadv() piece is the index of the memory that it
+    lies in, else None.
     """
 
     def __str__(self) -> str:
-        return f"memory faulted while it was written at offset {self.offset:#x}: {self.strerror}"
+        return f"memory faulted while it was written {self._where()}: {self.strerror}"
 
 
 class ClosedError(MmapError, ValueError):
@@ -270,7 +279,7 @@ class MisalignedError(VolatileMemoryError, ValueError):
     """addr, an offset (bytes) or a guest address, is not at a multiple of alignment in memory.
 
     What counts is where the byte lies in the host's memory: a slice that begins at an odd offset
-    makes even ones odd.
+    makes even ones odd. Where a log of dirty pages is merged, alignment is the size of a page.
     """
 
     def __init__(self, addr: int, alignment: int) -> None:
