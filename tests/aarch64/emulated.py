@@ -27,7 +27,7 @@ SKIPPED = {
     r"test_faults\.py::test_a_copy_knows": SYNDROME,
     r"test_faults\.py::test_a_full_tmpfs": MADVISE,
     r"test_dirty\.py::test_writes_that_fail_half_way": POPULATE,
-    r"test_block_device\.py::test_memory_that_is_gone": POPULATE,
+    r"test_(block_device|virtqueue)\.py::test_memory_that_is_gone": POPULATE,
     r"test_guest\.py::test_(faults|vectored_errors)": POPULATE,
     r"test_faults\.py::test_what_others_do_with_the_signal\[.*(foreign|host|kill|raise)": SAYS,
     r"test_fault_chain\.py::": COMPILER,
