@@ -6,34 +6,51 @@
 #include "guest.h"
 #include "range.h"
 
-/* An index over the addresses, of about as many entries as there are regions: entry i
- * is the last region that begins at or before address i << shift (or the first one). So
- * where regions are spread evenly only one or two are looked at, and nowhere more than
- * their logarithm. -1 with MemoryError. */
-int
-guest_index(guest_object *self)
+/* The index over the addresses: entry i is the last region that begins at or before
+ * address i << shift (or the first one). Fills it in; returns how many regions a search
+ * has to choose from at most. */
+static size_t
+index_fill(const guest_object *self, uint32_t *first, size_t entries)
 {
-    unsigned bits = 1;
-    while (bits < 24 && (size_t)1 << bits < self->count) {
-        bits++;
-    }
-    size_t entries = (size_t)1 << bits, region = 0;
-    unsigned width = self->last == 0 ? 1 : 64 - (unsigned)__builtin_clzll(self->last);
-    self->shift = width > bits ? width - bits : 0;
-    self->first = PyMem_Calloc(entries + 1, sizeof(*self->first));
-    if (self->first == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
+    size_t region = 0, most = 1;
     for (size_t i = 0; i < entries; i++) {
         while (region + 1 < self->count
                && self->starts[region + 1] <= (uint64_t)i << self->shift) {
             region++;
         }
-        self->first[i] = (uint32_t)region;
+        first[i] = (uint32_t)region;
+        most = i == 0 ? most : Py_MAX(most, first[i] - first[i - 1] + 1);
     }
-    self->first[entries] = self->count == 0 ? 0 : (uint32_t)(self->count - 1);
-    return 0;
+    first[entries] = self->count == 0 ? 0 : (uint32_t)(self->count - 1);
+    return Py_MAX(most, first[entries] - first[entries - 1] + 1);
+}
+
+/* With at least as many entries as there are regions, and more, up to 16 times as many,
+ * where regions crowd: a hole below 4 GiB takes most of a small guest's addresses. So
+ * mostly one or two are looked at, and nowhere more than their logarithm. -1 with
+ * MemoryError. */
+int
+guest_index(guest_object *self)
+{
+    unsigned least = 1;
+    while (least < 20 && (size_t)1 << least < self->count) {
+        least++;
+    }
+    unsigned width = self->last == 0 ? 1 : 64 - (unsigned)__builtin_clzll(self->last);
+    for (unsigned bits = least;; bits++) {
+        size_t entries = (size_t)1 << bits;
+        uint32_t *first = PyMem_Calloc(entries + 1, sizeof(*first));
+        if (first == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        PyMem_Free(self->first);
+        self->first = first;
+        self->shift = width > bits ? width - bits : 0;
+        if (index_fill(self, first, entries) <= 2 || bits == least + 4) {
+            return 0;
+        }
+    }
 }
 
 /* Without a branch that depends on the address: mispredicted ones are what a search

@@ -28,7 +28,7 @@ SKIPPED = {
     r"test_faults\.py::test_a_full_tmpfs": MADVISE,
     r"test_dirty\.py::test_(writes_that_fail_half_way|a_source_that_fails)": POPULATE,
     r"test_dirty\.py::test_remove_range_that_is_refused": MADVISE,
-    r"test_block_device\.py::test_memory_that_is_gone": POPULATE,
+    r"test_(block_device|virtqueue)\.py::test_memory_that_is_gone": POPULATE,
     r"test_guest\.py::test_faults": POPULATE,
     r"test_vectored\.py::test_(errors|whose_page|a_page_that_comes_back)": POPULATE,
     r"test_faults\.py::test_what_others_do_with_the_signal\[.*(foreign|host|kill|raise)": SAYS,
