@@ -403,6 +403,6 @@ PyMethodDef memory_methods[] = {
     {"remove_range", FASTCALL(remove_range), remove_range_doc},
     {"__enter__", memory_enter_block, METH_NOARGS, memory_enter_block_doc},
     {"__exit__", FASTCALL(memory_exit_block), memory_exit_block_doc},
-    {"__reduce__", memory_reduce, METH_NOARGS, memory_reduce_doc},
+    {"__reduce__", errors_not_copied, METH_NOARGS, errors_not_copied_doc},
     {NULL, NULL, 0, NULL},
 };

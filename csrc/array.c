@@ -16,18 +16,15 @@
 #include "native.h"
 
 #include "args.h"
-#include "element.h"
 #include "range.h"
+#include "ref.h"
 #include "volatile_memory.h"
 
 #include <string.h>
 
 typedef struct {
-    PyObject_HEAD
-    struct span span;
-    struct element element;
+    ref_object base;
     Py_ssize_t length;
-    PyObject *module; /* strong, where the collector tracks the array; else NULL */
 } array_object;
 
 static inline array_object *
@@ -40,55 +37,18 @@ PyObject *
 array_new(const struct span *memory, size_t offset, size_t length, PyObject *type,
           size_t element)
 {
-    struct span span = span_part(memory, offset, length * element);
-    lender_borrow(span.lender, BORROW_REF); /* first, as in slice_new */
-    array_object *self = PyObject_GC_New(array_object, span.state->array_type);
-    if (self == NULL) {
-        lender_give_back(&span.lender, BORROW_REF);
-        return NULL;
+    array_object *self = (array_object *)ref_make(
+        memory->state->array_type, memory, offset, length * element, type, element);
+    if (self != NULL) {
+        self->length = (Py_ssize_t)length;
     }
-    self->span = span;
-    self->element = element_of(span.state, type, element);
-    self->length = (Py_ssize_t)length;
-    bool tracked = self->element.scalar == NULL || span.lender.buffer_owner != NULL;
-    self->module = tracked ? Py_NewRef(span.state->module) : NULL;
-    if (tracked) {
-        PyObject_GC_Track((PyObject *)self);
-    }
-    return (PyObject *)self;
-}
-
-static int
-array_traverse(PyObject *op, visitproc visit, void *arg)
-{
-    array_object *self = array_of(op);
-    Py_VISIT(Py_TYPE(op));
-    Py_VISIT(self->element.type);
-    Py_VISIT(self->span.lender.buffer_owner);
-    Py_VISIT(self->module);
-    return 0;
-}
-
-static void
-array_dealloc(PyObject *op)
-{
-    array_object *self = array_of(op);
-    PyTypeObject *type = Py_TYPE(op);
-    PyObject *module = self->module;
-    if (module != NULL) {
-        PyObject_GC_UnTrack(op);
-    }
-    lender_give_back(&self->span.lender, BORROW_REF);
-    Py_DECREF(self->element.type);
-    PyObject_GC_Del(op);
-    Py_DECREF(type);
-    Py_XDECREF(module);
+    return ref_made((ref_object *)self);
 }
 
 static PyObject *
 array_repr(PyObject *op)
 {
-    PyObject *name = element_name(&array_of(op)->element);
+    PyObject *name = element_name(&array_of(op)->base.element);
     PyObject *result =
         name == NULL
             ? NULL
@@ -104,14 +64,14 @@ array_offset(const array_object *self, uint64_t i, size_t *offset)
 {
     if (i >= (uint64_t)self->length) {
         uint64_t end;
-        if (__builtin_mul_overflow(i, self->element.size, &end)
-            || !range_end(end, self->element.size, &end)) {
+        if (__builtin_mul_overflow(i, self->base.element.size, &end)
+            || !range_end(end, self->base.element.size, &end)) {
             end = UINT64_MAX;
         }
-        errors_out_of_bounds(self->span.state, end, self->span.size);
+        errors_out_of_bounds(self->base.span.state, end, self->base.span.size);
         return -1;
     }
-    *offset = (size_t)i * self->element.size;
+    *offset = (size_t)i * self->base.element.size;
     return 0;
 }
 
@@ -130,7 +90,7 @@ array_item(PyObject *op, Py_ssize_t i)
     size_t offset;
     return array_offset(self, (uint64_t)i, &offset) < 0
                ? NULL
-               : element_load(&self->element, &self->span, offset);
+               : element_load(&self->base.element, &self->base.span, offset);
 }
 
 static PyObject *
@@ -163,8 +123,8 @@ array_part(const array_object *self, PyObject *key)
         return NULL;
     }
     Py_ssize_t length = PySlice_AdjustIndices(self->length, &start, &stop, step);
-    return array_new(&self->span, (size_t)start * self->element.size, (size_t)length,
-                     self->element.type, self->element.size);
+    return array_new(&self->base.span, (size_t)start * self->base.element.size,
+                     (size_t)length, self->base.element.type, self->base.element.size);
 }
 
 static PyObject *
@@ -180,7 +140,7 @@ array_subscript(PyObject *op, PyObject *key)
     }
     return array_index(self, key, &offset) < 0
                ? NULL
-               : element_load(&self->element, &self->span, offset);
+               : element_load(&self->base.element, &self->base.span, offset);
 }
 
 static int
@@ -198,7 +158,7 @@ array_assign(PyObject *op, PyObject *key, PyObject *value)
     }
     return array_index(self, key, &offset) < 0
                ? -1
-               : element_store(&self->element, &self->span, offset, value);
+               : element_store(&self->base.element, &self->base.span, offset, value);
 }
 
 PyDoc_STRVAR(array_load_doc,
@@ -216,7 +176,7 @@ array_load(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     return args_count(nargs, 1, 1, "load", "i") < 0 || args_u64(args[0], "i", &i) < 0
                    || array_offset(self, i, &offset) < 0
                ? NULL
-               : element_load(&self->element, &self->span, offset);
+               : element_load(&self->base.element, &self->base.span, offset);
 }
 
 PyDoc_STRVAR(array_store_doc,
@@ -233,7 +193,7 @@ array_store(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     size_t offset;
     if (args_count(nargs, 2, 2, "store", "i, val") < 0 || args_u64(args[0], "i", &i) < 0
         || array_offset(self, i, &offset) < 0
-        || element_store(&self->element, &self->span, offset, args[1]) < 0) {
+        || element_store(&self->base.element, &self->base.span, offset, args[1]) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -246,12 +206,12 @@ array_store(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 static int
 array_list_scalars(const array_object *self, PyObject *list)
 {
-    const scalar_object *scalar = self->element.scalar;
+    const scalar_object *scalar = self->base.element.scalar;
     size_t width = scalar->width, done = 0;
     union access_bytes piece[PIECE / sizeof(union access_bytes)];
     for (Py_ssize_t i = 0; i < self->length;) {
-        size_t count = Py_MIN(PIECE, self->span.size - done);
-        if (span_read(&self->span, done, piece, count) < 0) {
+        size_t count = Py_MIN(PIECE, self->base.span.size - done);
+        if (span_read(&self->base.span, done, piece, count) < 0) {
             return -1;
         }
         const char *at = (const char *)piece;
@@ -277,8 +237,8 @@ array_list_objects(const array_object *self, PyObject *list)
         }
     }
     for (Py_ssize_t i = 0; i < self->length; i++) {
-        PyObject *value =
-            element_load(&self->element, &self->span, (size_t)i * self->element.size);
+        PyObject *value = element_load(&self->base.element, &self->base.span,
+                                       (size_t)i * self->base.element.size);
         if (value == NULL || PyList_SetItem(list, i, value) < 0) {
             return -1;
         }
@@ -303,8 +263,8 @@ array_tolist(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
     }
     PyObject *list = PyList_New(self->length);
     if (list != NULL
-        && (self->element.scalar != NULL ? array_list_scalars(self, list)
-                                         : array_list_objects(self, list))
+        && (self->base.element.scalar != NULL ? array_list_scalars(self, list)
+                                              : array_list_objects(self, list))
                < 0) {
         Py_CLEAR(list);
     }
@@ -316,8 +276,9 @@ static size_t
 array_common(const array_object *self, size_t bytes)
 {
     size_t length = (size_t)self->length;
-    return self->element.size == 0 ? length
-                                   : Py_MIN(bytes / self->element.size, length);
+    return self->base.element.size == 0
+               ? length
+               : Py_MIN(bytes / self->base.element.size, length);
 }
 
 PyDoc_STRVAR(
@@ -338,8 +299,8 @@ array_copy_to(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         return NULL;
     }
     size_t count = array_common(self, (size_t)view.len);
-    int failed = memory_copy(&self->span, 0, args[0], &view, 0,
-                             count * self->element.size, false);
+    int failed = memory_copy(&self->base.span, 0, args[0], &view, 0,
+                             count * self->base.element.size, false);
     PyBuffer_Release(&view);
     return failed ? NULL : PyLong_FromSize_t(count);
 }
@@ -352,8 +313,8 @@ array_copy_from_buffer(const array_object *self, PyObject *src)
         return NULL;
     }
     size_t count = array_common(self, (size_t)view.len);
-    int failed =
-        memory_copy(&self->span, 0, src, &view, 0, count * self->element.size, true);
+    int failed = memory_copy(&self->base.span, 0, src, &view, 0,
+                             count * self->base.element.size, true);
     PyBuffer_Release(&view);
     return failed ? NULL : PyLong_FromSize_t(count);
 }
@@ -363,19 +324,20 @@ array_copy_from_buffer(const array_object *self, PyObject *src)
 static PyObject *
 array_pack(const array_object *self, PyObject *values, Py_ssize_t count)
 {
-    size_t element = self->element.size;
+    size_t element = self->base.element.size;
     PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)element);
     if (bytes == NULL) {
         return NULL;
     }
-    struct span packed = {.state = self->span.state,
+    struct span packed = {.state = self->base.span.state,
                           .addr = PyBytes_AsString(bytes),
                           .size = (size_t)count * element};
     for (Py_ssize_t i = 0; i < count; i++) {
         PyObject *value = PySequence_GetItem(values, i);
         int failed =
             value == NULL
-            || element_store(&self->element, &packed, (size_t)i * element, value) < 0;
+            || element_store(&self->base.element, &packed, (size_t)i * element, value)
+                   < 0;
         Py_XDECREF(value);
         if (failed) {
             Py_DECREF(bytes);
@@ -416,42 +378,10 @@ array_copy_from(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     if (bytes == NULL) {
         return NULL;
     }
-    int failed = span_write(&self->span, 0, PyBytes_AsString(bytes),
+    int failed = span_write(&self->base.span, 0, PyBytes_AsString(bytes),
                             (size_t)PyBytes_Size(bytes));
     Py_DECREF(bytes);
     return failed ? NULL : PyLong_FromSsize_t(count);
-}
-
-PyDoc_STRVAR(array_to_slice_doc, "to_slice($self, /)\n--\n\n"
-                                 "Return a VolatileSlice of the bytes of all objects.");
-
-static PyObject *
-array_to_slice(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
-{
-    const struct span *span = &array_of(op)->span;
-    return args_count(nargs, 0, 0, "to_slice", "") < 0 ? NULL
-                                                       : slice_new(span, 0, span->size);
-}
-
-PyDoc_STRVAR(array_reduce_doc, "__reduce__($self)\n--\n\n"
-                               "Raise TypeError: memory is not copied or pickled.");
-
-static PyObject *
-array_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
-static PyObject *
-array_get_type(PyObject *op, void *Py_UNUSED(closure))
-{
-    return Py_NewRef(array_of(op)->element.type);
-}
-
-static PyObject *
-array_get_size(PyObject *op, void *Py_UNUSED(closure))
-{
-    return PyLong_FromSize_t(array_of(op)->span.size);
 }
 
 static PyMethodDef array_methods[] = {
@@ -460,8 +390,8 @@ static PyMethodDef array_methods[] = {
     {"tolist", FASTCALL(array_tolist), array_tolist_doc},
     {"copy_to", FASTCALL(array_copy_to), array_copy_to_doc},
     {"copy_from", FASTCALL(array_copy_from), array_copy_from_doc},
-    {"to_slice", FASTCALL(array_to_slice), array_to_slice_doc},
-    {"__reduce__", array_reduce, METH_NOARGS, array_reduce_doc},
+    {"to_slice", FASTCALL(ref_to_slice), ref_to_slice_doc},
+    {"__reduce__", errors_not_copied, METH_NOARGS, errors_not_copied_doc},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
      PyDoc_STR("__class_getitem__($type, item, /)\n--\n\n"
                "VolatileArrayRef[int], for annotations.")},
@@ -469,9 +399,9 @@ static PyMethodDef array_methods[] = {
 };
 
 static PyGetSetDef array_getset[] = {
-    {"type", array_get_type, NULL,
-     PyDoc_STR("The type that get_array_ref() was given."), NULL},
-    {"size", array_get_size, NULL, PyDoc_STR("The bytes of all objects."), NULL},
+    {"type", ref_get_type, NULL, PyDoc_STR("The type that get_array_ref() was given."),
+     NULL},
+    {"size", ref_get_size, NULL, PyDoc_STR("The bytes of all objects."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -485,8 +415,8 @@ PyDoc_STRVAR(
 
 static PyType_Slot array_slots[] = {
     {Py_tp_doc, SLOT(array_doc)},
-    {Py_tp_dealloc, SLOT(array_dealloc)},
-    {Py_tp_traverse, SLOT(array_traverse)},
+    {Py_tp_dealloc, SLOT(ref_dealloc)},
+    {Py_tp_traverse, SLOT(ref_traverse)},
     {Py_tp_repr, SLOT(array_repr)},
     {Py_tp_methods, array_methods},
     {Py_tp_getset, array_getset},

@@ -17,75 +17,22 @@
 #include "access_atomic.h"
 #include "args.h"
 #include "order.h"
+#include "ref.h"
 #include "scalar.h"
 #include "volatile_memory.h"
-
-typedef struct {
-    PyObject_HEAD
-    struct span span;
-    scalar_object *scalar; /* strong */
-    PyObject *module;      /* strong, where the collector tracks it; else NULL */
-} atomic_ref_object;
-
-static inline atomic_ref_object *
-atomic_ref_of(PyObject *op)
-{
-    return (atomic_ref_object *)op;
-}
 
 PyObject *
 atomic_ref_new(const struct span *memory, size_t offset, size_t size, PyObject *type)
 {
-    struct span span = span_part(memory, offset, size);
-    lender_borrow(span.lender, BORROW_REF); /* first, as in slice_new */
-    atomic_ref_object *self =
-        PyObject_GC_New(atomic_ref_object, span.state->atomic_type);
-    if (self == NULL) {
-        lender_give_back(&span.lender, BORROW_REF);
-        return NULL;
-    }
-    self->span = span;
-    self->scalar = (scalar_object *)Py_NewRef(type);
-    self->module =
-        span.lender.buffer_owner != NULL ? Py_NewRef(span.state->module) : NULL;
-    if (self->module != NULL) {
-        PyObject_GC_Track((PyObject *)self);
-    }
-    return (PyObject *)self;
-}
-
-static int
-atomic_ref_traverse(PyObject *op, visitproc visit, void *arg)
-{
-    atomic_ref_object *self = atomic_ref_of(op);
-    Py_VISIT(Py_TYPE(op));
-    Py_VISIT((PyObject *)self->scalar);
-    Py_VISIT(self->span.lender.buffer_owner);
-    Py_VISIT(self->module);
-    return 0;
-}
-
-static void
-atomic_ref_dealloc(PyObject *op)
-{
-    atomic_ref_object *self = atomic_ref_of(op);
-    PyTypeObject *type = Py_TYPE(op);
-    PyObject *module = self->module;
-    if (module != NULL) {
-        PyObject_GC_UnTrack(op);
-    }
-    lender_give_back(&self->span.lender, BORROW_REF);
-    Py_DECREF(self->scalar);
-    PyObject_GC_Del(op);
-    Py_DECREF(type);
-    Py_XDECREF(module);
+    return ref_made(
+        ref_make(memory->state->atomic_type, memory, offset, size, type, size));
 }
 
 static PyObject *
 atomic_ref_repr(PyObject *op)
 {
     return PyUnicode_FromFormat("<guestmem.AtomicRef type=%R>",
-                                (PyObject *)atomic_ref_of(op)->scalar);
+                                ref_of(op)->element.type);
 }
 
 PyDoc_STRVAR(
@@ -99,8 +46,8 @@ PyDoc_STRVAR(
 static PyObject *
 atomic_ref_load(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    const atomic_ref_object *self = atomic_ref_of(op);
-    const scalar_object *scalar = self->scalar;
+    const ref_object *self = ref_of(op);
+    const scalar_object *scalar = self->element.scalar;
     struct atomic_call call = {.op = ATOMIC_LOAD, .width = scalar->width};
     uint64_t bits;
     if (nargs == 0 && !self->span.can_fault) { /* half of what it costs otherwise */
@@ -124,8 +71,8 @@ static PyObject *
 atomic_ref_call_method(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
                        const char *name, enum atomic_op operation)
 {
-    const atomic_ref_object *self = atomic_ref_of(op);
-    const scalar_object *scalar = self->scalar;
+    const ref_object *self = ref_of(op);
+    const scalar_object *scalar = self->element.scalar;
     bool is_store = operation == ATOMIC_STORE;
     struct atomic_call call = {.op = operation,
                                .order = memory_order_seq_cst,
@@ -203,8 +150,8 @@ PyDoc_STRVAR(
 static PyObject *
 atomic_ref_compare_exchange(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
-    const atomic_ref_object *self = atomic_ref_of(op);
-    const scalar_object *scalar = self->scalar;
+    const ref_object *self = ref_of(op);
+    const scalar_object *scalar = self->element.scalar;
     struct atomic_call call = {.op = ATOMIC_COMPARE_EXCHANGE, .width = scalar->width};
     uint64_t expected, before;
     if (args_count(nargs, 2, 3, "compare_exchange", "expected, desired, order=None") < 0
@@ -228,54 +175,6 @@ atomic_ref_compare_exchange(PyObject *op, PyObject *const *args, Py_ssize_t narg
                : Py_BuildValue("(NN)", PyBool_FromLong(before == expected), found);
 }
 
-PyDoc_STRVAR(atomic_ref_to_slice_doc, "to_slice($self, /)\n--\n\n"
-                                      "Return a VolatileSlice of the integer's bytes.");
-
-static PyObject *
-atomic_ref_to_slice(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
-{
-    const struct span *span = &atomic_ref_of(op)->span;
-    return args_count(nargs, 0, 0, "to_slice", "") < 0 ? NULL
-                                                       : slice_new(span, 0, span->size);
-}
-
-PyDoc_STRVAR(atomic_ref_as_ptr_doc,
-             "as_ptr($self, /)\n--\n\n"
-             "Return the host address of the integer, for passing to ioctls.\n"
-             "\n"
-             "It holds nothing: keep the ref alive for as long as the kernel may use\n"
-             "the address, or it writes into whatever is mapped there next.");
-
-static PyObject *
-atomic_ref_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
-{
-    return args_count(nargs, 0, 0, "as_ptr", "") < 0
-               ? NULL
-               : PyLong_FromVoidPtr(atomic_ref_of(op)->span.addr);
-}
-
-PyDoc_STRVAR(atomic_ref_reduce_doc,
-             "__reduce__($self)\n--\n\n"
-             "Raise TypeError: memory is not copied or pickled.");
-
-static PyObject *
-atomic_ref_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
-static PyObject *
-atomic_ref_get_type(PyObject *op, void *Py_UNUSED(closure))
-{
-    return Py_NewRef((PyObject *)atomic_ref_of(op)->scalar);
-}
-
-static PyObject *
-atomic_ref_get_size(PyObject *op, void *Py_UNUSED(closure))
-{
-    return PyLong_FromSize_t(atomic_ref_of(op)->span.size);
-}
-
 static PyMethodDef atomic_ref_methods[] = {
     {"load", FASTCALL(atomic_ref_load), atomic_ref_load_doc},
     {"store", FASTCALL(atomic_ref_store), atomic_ref_store_doc},
@@ -287,9 +186,9 @@ static PyMethodDef atomic_ref_methods[] = {
     {"fetch_and", FASTCALL(atomic_ref_fetch_and), atomic_ref_fetch_and_doc},
     {"fetch_or", FASTCALL(atomic_ref_fetch_or), atomic_ref_fetch_or_doc},
     {"fetch_xor", FASTCALL(atomic_ref_fetch_xor), atomic_ref_fetch_xor_doc},
-    {"to_slice", FASTCALL(atomic_ref_to_slice), atomic_ref_to_slice_doc},
-    {"as_ptr", FASTCALL(atomic_ref_as_ptr), atomic_ref_as_ptr_doc},
-    {"__reduce__", atomic_ref_reduce, METH_NOARGS, atomic_ref_reduce_doc},
+    {"to_slice", FASTCALL(ref_to_slice), ref_to_slice_doc},
+    {"as_ptr", FASTCALL(ref_as_ptr), ref_as_ptr_doc},
+    {"__reduce__", errors_not_copied, METH_NOARGS, errors_not_copied_doc},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
      PyDoc_STR("__class_getitem__($type, item, /)\n--\n\n"
                "AtomicRef[int], for annotations.")},
@@ -297,10 +196,9 @@ static PyMethodDef atomic_ref_methods[] = {
 };
 
 static PyGetSetDef atomic_ref_getset[] = {
-    {"type", atomic_ref_get_type, NULL,
+    {"type", ref_get_type, NULL,
      PyDoc_STR("The Scalar that get_atomic_ref() was given."), NULL},
-    {"size", atomic_ref_get_size, NULL, PyDoc_STR("The integer's size in bytes."),
-     NULL},
+    {"size", ref_get_size, NULL, PyDoc_STR("The integer's size in bytes."), NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -314,8 +212,8 @@ PyDoc_STRVAR(
 
 static PyType_Slot atomic_ref_slots[] = {
     {Py_tp_doc, SLOT(atomic_ref_doc)},
-    {Py_tp_dealloc, SLOT(atomic_ref_dealloc)},
-    {Py_tp_traverse, SLOT(atomic_ref_traverse)},
+    {Py_tp_dealloc, SLOT(ref_dealloc)},
+    {Py_tp_traverse, SLOT(ref_traverse)},
     {Py_tp_repr, SLOT(atomic_ref_repr)},
     {Py_tp_methods, atomic_ref_methods},
     {Py_tp_getset, atomic_ref_getset},
@@ -324,7 +222,7 @@ static PyType_Slot atomic_ref_slots[] = {
 
 static PyType_Spec atomic_ref_spec = {
     .name = "guestmem.AtomicRef",
-    .basicsize = sizeof(atomic_ref_object),
+    .basicsize = sizeof(ref_object),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_IMMUTABLETYPE
              | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = atomic_ref_slots,

@@ -341,16 +341,6 @@ bitmap_merge(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(bitmap_reduce_doc,
-             "__reduce__($self)\n--\n\n"
-             "Raise TypeError: what tells of memory is not copied or pickled.");
-
-static PyObject *
-bitmap_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
 static PyObject *
 bitmap_get_page_size(PyObject *op, void *Py_UNUSED(closure))
 {
@@ -383,7 +373,7 @@ static PyMethodDef bitmap_methods[] = {
     {"ranges", FASTCALL(bitmap_ranges), bitmap_ranges_doc},
     {"take", FASTCALL(bitmap_take), bitmap_take_doc},
     {"merge", FASTCALL(bitmap_merge), bitmap_merge_doc},
-    {"__reduce__", bitmap_reduce, METH_NOARGS, bitmap_reduce_doc},
+    {"__reduce__", errors_not_copied, METH_NOARGS, errors_not_copied_doc},
     {NULL, NULL, 0, NULL},
 };
 

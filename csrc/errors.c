@@ -178,8 +178,12 @@ errors_int_text(PyObject *number)
     return text;
 }
 
+const char errors_not_copied_doc[] = PyDoc_STR(
+    "__reduce__($self)\n--\n\n"
+    "Raise TypeError: memory, and what tells of it, is not copied or pickled.");
+
 PyObject *
-errors_not_copied(PyObject *op)
+errors_not_copied(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     PyObject *name = PyType_GetName(Py_TYPE(op));
     if (name != NULL) {

@@ -47,8 +47,9 @@ PyObject *errors_strerror(int err);
 PyObject *errors_closed(module_state *state, const char *text);
 PyObject *errors_system_call(module_state *state, int err, const char *syscall);
 
-/* NULL: TypeError, what __reduce__ of memory and refs answers. */
-PyObject *errors_not_copied(PyObject *op);
+/* NULL: TypeError. The method __reduce__ of memory, and of what tells of it. */
+PyObject *errors_not_copied(PyObject *op, PyObject *ignored);
+extern const char errors_not_copied_doc[];
 
 /* -1: a transfer failed after `transferred` bytes. err is 0 where there is no
  * errno; cause (stolen, may be NULL) becomes __cause__. */

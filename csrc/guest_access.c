@@ -413,15 +413,6 @@ PyDoc_STRVAR(
     "counts from addr on. InvalidGuestAddressError where a byte is in a hole,\n"
     "AddressOverflowError beyond 2**64: nothing is written then.");
 
-PyDoc_STRVAR(guest_reduce_doc, "__reduce__($self)\n--\n\n"
-                               "Raise TypeError: memory is not copied or pickled.");
-
-static PyObject *
-guest_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
 PyMethodDef guest_methods[] = {
     {"from_ranges", (PyCFunction)(void (*)(void))guest_from_ranges,
      METH_FASTCALL | METH_KEYWORDS | METH_CLASS, guest_from_ranges_doc},
@@ -456,6 +447,6 @@ PyMethodDef guest_methods[] = {
     {"close", FASTCALL(guest_close), guest_close_doc},
     {"__enter__", guest_enter, METH_NOARGS, guest_enter_doc},
     {"__exit__", FASTCALL(guest_exit), guest_exit_doc},
-    {"__reduce__", guest_reduce, METH_NOARGS, guest_reduce_doc},
+    {"__reduce__", errors_not_copied, METH_NOARGS, errors_not_copied_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -8,49 +8,42 @@
  *
  * One object in memory. A ref cannot be released, so its borrow lasts as long as
  * it does, and no access asks whether the memory is still there: a load of an
- * aligned scalar is one instruction and the making of an int.
+ * aligned scalar is one instruction and the making of an int. What it has in common with
+ * atomic refs and arrays is here, too (ref.h).
  */
 #include "native.h"
 
 #include "args.h"
-#include "element.h"
+#include "ref.h"
 #include "volatile_memory.h"
 
-typedef struct {
-    PyObject_HEAD
-    struct span span;
-    struct element element;
-    PyObject *module; /* strong, where the collector tracks the ref; else NULL */
-} ref_object;
-
-static inline ref_object *
-ref_of(PyObject *op)
-{
-    return (ref_object *)op;
-}
-
-PyObject *
-ref_new(const struct span *memory, size_t offset, size_t size, PyObject *type)
+ref_object *
+ref_make(PyTypeObject *cls, const struct span *memory, size_t offset, size_t size,
+         PyObject *type, size_t element)
 {
     struct span span = span_part(memory, offset, size);
     lender_borrow(span.lender, BORROW_REF); /* first, as in slice_new */
-    ref_object *self = PyObject_GC_New(ref_object, span.state->ref_type);
+    ref_object *self = PyObject_GC_New(ref_object, cls);
     if (self == NULL) {
         lender_give_back(&span.lender, BORROW_REF);
         return NULL;
     }
     self->span = span;
-    self->element = element_of(span.state, type, size);
+    self->element = element_of(span.state, type, element);
     /* A Scalar and our own pages lead to no cycle. */
     bool tracked = self->element.scalar == NULL || span.lender.buffer_owner != NULL;
     self->module = tracked ? Py_NewRef(span.state->module) : NULL;
-    if (tracked) {
-        PyObject_GC_Track((PyObject *)self);
-    }
-    return (PyObject *)self;
+    return self;
 }
 
-static int
+PyObject *
+ref_new(const struct span *memory, size_t offset, size_t size, PyObject *type)
+{
+    return ref_made(
+        ref_make(memory->state->ref_type, memory, offset, size, type, size));
+}
+
+int
 ref_traverse(PyObject *op, visitproc visit, void *arg)
 {
     ref_object *self = ref_of(op);
@@ -61,7 +54,7 @@ ref_traverse(PyObject *op, visitproc visit, void *arg)
     return 0;
 }
 
-static void
+void
 ref_dealloc(PyObject *op)
 {
     ref_object *self = ref_of(op);
@@ -123,27 +116,25 @@ ref_store(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(ref_to_slice_doc, "to_slice($self, /)\n--\n\n"
-                               "Return a VolatileSlice of the object's bytes.");
+const char ref_to_slice_doc[] = PyDoc_STR("to_slice($self, /)\n--\n\n"
+                                          "Return a VolatileSlice of its bytes.");
 
-static PyObject *
+PyObject *
 ref_to_slice(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
-    ref_object *self = ref_of(op);
-    if (args_count(nargs, 0, 0, "to_slice", "") < 0) {
-        return NULL;
-    }
-    return slice_new(&self->span, 0, self->span.size);
+    const struct span *span = &ref_of(op)->span;
+    return args_count(nargs, 0, 0, "to_slice", "") < 0 ? NULL
+                                                       : slice_new(span, 0, span->size);
 }
 
-PyDoc_STRVAR(ref_as_ptr_doc,
-             "as_ptr($self, /)\n--\n\n"
-             "Return the host address of the object, for passing to ioctls.\n"
-             "\n"
-             "It holds nothing: keep the ref alive for as long as the kernel may use\n"
-             "the address, or it writes into whatever is mapped there next.");
+const char ref_as_ptr_doc[] =
+    PyDoc_STR("as_ptr($self, /)\n--\n\n"
+              "Return the host address of its first byte, for passing to ioctls.\n"
+              "\n"
+              "It holds nothing: keep the ref alive for as long as the kernel may use\n"
+              "the address, or it writes into whatever is mapped there next.");
 
-static PyObject *
+PyObject *
 ref_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
 {
     return args_count(nargs, 0, 0, "as_ptr", "") < 0
@@ -151,22 +142,13 @@ ref_as_ptr(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
                : PyLong_FromVoidPtr(ref_of(op)->span.addr);
 }
 
-PyDoc_STRVAR(ref_reduce_doc, "__reduce__($self)\n--\n\n"
-                             "Raise TypeError: memory is not copied or pickled.");
-
-static PyObject *
-ref_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
-static PyObject *
+PyObject *
 ref_get_type(PyObject *op, void *Py_UNUSED(closure))
 {
     return Py_NewRef(ref_of(op)->element.type);
 }
 
-static PyObject *
+PyObject *
 ref_get_size(PyObject *op, void *Py_UNUSED(closure))
 {
     return PyLong_FromSize_t(ref_of(op)->span.size);
@@ -177,7 +159,7 @@ static PyMethodDef ref_methods[] = {
     {"store", FASTCALL(ref_store), ref_store_doc},
     {"to_slice", FASTCALL(ref_to_slice), ref_to_slice_doc},
     {"as_ptr", FASTCALL(ref_as_ptr), ref_as_ptr_doc},
-    {"__reduce__", ref_reduce, METH_NOARGS, ref_reduce_doc},
+    {"__reduce__", errors_not_copied, METH_NOARGS, errors_not_copied_doc},
     {"__class_getitem__", Py_GenericAlias, METH_O | METH_CLASS,
      PyDoc_STR("__class_getitem__($type, item, /)\n--\n\n"
                "VolatileRef[int], for annotations.")},

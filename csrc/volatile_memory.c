@@ -154,16 +154,6 @@ memory_exit_block(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     Py_RETURN_NONE;
 }
 
-const char memory_reduce_doc[] =
-    PyDoc_STR("__reduce__($self)\n--\n\n"
-              "Raise TypeError: memory is not copied or pickled.");
-
-PyObject *
-memory_reduce(PyObject *op, PyObject *Py_UNUSED(ignored))
-{
-    return errors_not_copied(op);
-}
-
 static PyObject *
 memory_get_size(PyObject *op, void *Py_UNUSED(closure))
 {

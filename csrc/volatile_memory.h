@@ -162,10 +162,9 @@ PyObject *transfer_write_to(PyObject *op, PyObject *const *args, Py_ssize_t narg
 PyObject *remove_range(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
 PyObject *memory_enter_block(PyObject *op, PyObject *ignored);
 PyObject *memory_exit_block(PyObject *op, PyObject *const *args, Py_ssize_t nargs);
-PyObject *memory_reduce(PyObject *op, PyObject *ignored);
 extern const char transfer_read_from_doc[], transfer_write_to_doc[],
     transfer_read_to_memory_doc[], transfer_write_from_memory_doc[], remove_range_doc[],
-    memory_enter_block_doc[], memory_exit_block_doc[], memory_reduce_doc[];
+    memory_enter_block_doc[], memory_exit_block_doc[];
 
 /* slice.c and ref.c: a new object that borrows [offset, offset + size) of memory that
  * the caller is inside of, or borrows itself. */
