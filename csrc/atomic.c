@@ -48,22 +48,23 @@ atomic_ref_load(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
 {
     const ref_object *self = ref_of(op);
     const scalar_object *scalar = self->element.scalar;
-    struct atomic_call call = {.op = ATOMIC_LOAD, .width = scalar->width};
+    struct atomic_call call = {
+        .op = ATOMIC_LOAD, .order = memory_order_seq_cst, .width = scalar->width};
     uint64_t bits;
-    if (nargs == 0 && !self->span.can_fault) { /* half of what it costs otherwise */
-        bits = access_atomic_load(self->span.addr, scalar->width, memory_order_seq_cst);
-        return scalar_to_object(scalar, bits);
-    }
-    call.order = memory_order_seq_cst;
-    if (args_count(nargs, 0, 1, "load", "order=None") < 0
-        || (nargs == 1
-            && order_from_object(self->span.state, args[0], ORDER_LOAD, "a load",
+    if (nargs != 0
+        && (args_count(nargs, 0, 1, "load", "order=None") < 0
+            || order_from_object(self->span.state, args[0], ORDER_LOAD, "a load",
                                  &call.order)
-                   < 0)
-        || span_atomic(&self->span, 0, &call, &bits) < 0) {
+                   < 0)) {
         return NULL;
     }
-    return scalar_to_object(scalar, bits);
+    if (!self->span.can_fault) { /* half of what it costs otherwise */
+        bits = access_atomic_load(self->span.addr, scalar->width, call.order);
+        return scalar_to_object(scalar, bits);
+    }
+    return span_atomic(&self->span, 0, &call, &bits) < 0
+               ? NULL
+               : scalar_to_object(scalar, bits);
 }
 
 /* All that take one value: what they return is what was there, or None. */
