@@ -170,9 +170,11 @@ PyObject *
 guest_enter(PyObject *op, PyObject *Py_UNUSED(ignored))
 {
     guest_object *self = guest_of(op);
-    return hold_is_closed(&self->hold)
-               ? (memory_say_closed(self->state, A_REGION), NULL)
-               : Py_NewRef(op);
+    if (hold_is_closed(&self->hold)) {
+        memory_say_closed(self->state, A_REGION);
+        return NULL;
+    }
+    return Py_NewRef(op);
 }
 
 const char guest_exit_doc[] = PyDoc_STR(

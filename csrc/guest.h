@@ -44,11 +44,14 @@ guest_of(PyObject *op)
 static inline int
 guest_begin(guest_object *self, enum stay stay)
 {
-    if (self->count == 0) {
-        return hold_is_closed(&self->hold) ? memory_say_closed(self->state, A_REGION)
-                                           : 0;
+    if (self->count != 0) {
+        return memory_enter(self->regions[0].part, stay);
     }
-    return memory_enter(self->regions[0].part, stay);
+    if (hold_is_closed(&self->hold)) {
+        memory_say_closed(self->state, A_REGION);
+        return -1;
+    }
+    return 0;
 }
 
 static inline void

@@ -115,7 +115,8 @@ int
 guest_reach(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach)
 {
     if (hold_is_closed(&self->hold)) {
-        return memory_say_closed(self->state, A_REGION);
+        memory_say_closed(self->state, A_REGION);
+        return -1;
     }
     if (guest_overflows(addr, count)) {
         errors_address_overflow(self->state, addr, count);

@@ -18,7 +18,7 @@
 
 #include <string.h>
 
-int
+void
 memory_say_closed(module_state *state, enum memory_kind kind)
 {
     static const char *const texts[] = {
@@ -27,7 +27,6 @@ memory_say_closed(module_state *state, enum memory_kind kind)
         [A_REGION] = "the guest memory has been closed",
     };
     errors_closed(state, texts[kind]);
-    return -1;
 }
 
 int
@@ -38,7 +37,8 @@ memory_refuse(memory_object *self)
         return memory_enter(self, LONG);
     }
 #endif
-    return memory_say_closed(self->span.state, self->kind);
+    memory_say_closed(self->span.state, self->kind);
+    return -1;
 }
 
 void

@@ -34,7 +34,7 @@ enum stay {
 
 /* The slow ends of memory_enter and memory_leave. */
 int memory_refuse(memory_object *self);
-int memory_say_closed(module_state *state, enum memory_kind kind);
+void memory_say_closed(module_state *state, enum memory_kind kind);
 void memory_vacate(memory_object *self);
 
 /* Every access is between these two. Entering keeps the memory mapped and makes
