@@ -12,6 +12,8 @@ struct region {
     uint64_t size;       /* at least 1; the last address is start + size - 1 */
     memory_object *part; /* strong: a slice of all of memory, that is ours alone */
     PyObject *memory;    /* strong: what it was made from */
+    PyObject *dirty;     /* strong: the DirtyBitmap of its pages, which is asked after
+                            all who borrow from them have gone, too; or NULL */
     bool made;           /* a mapping that close() closes */
 };
 

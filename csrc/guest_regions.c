@@ -11,6 +11,7 @@ region_drop(struct region *region)
 {
     Py_XDECREF((PyObject *)region->part);
     Py_XDECREF(region->memory);
+    Py_XDECREF(region->dirty);
 }
 
 /* Takes memory (borrowed) as a region at start. -1 with an exception. */
@@ -38,12 +39,14 @@ region_fill(struct region *self, module_state *state, uint64_t start, PyObject *
     if (part == NULL) {
         return -1;
     }
+    const struct pages *pages = memory_of(part)->span.lender.pages;
     memory_of(part)->kind = A_REGION;
     memory_of(part)->span.first = start;
     *self = (struct region){.start = start,
                             .size = whole->span.size,
                             .part = memory_of(part),
-                            .memory = Py_NewRef(memory)};
+                            .memory = Py_NewRef(memory),
+                            .dirty = pages == NULL ? NULL : Py_XNewRef(pages->dirty)};
     return 0;
 }
 

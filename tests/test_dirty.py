@@ -18,6 +18,7 @@ import pytest
 
 from guestmem import (
     DirtyBitmap,
+    GuestMemory,
     InvalidAddressError,
     MemoryMapping,
     ReadFromSourceError,
@@ -287,6 +288,23 @@ def test_lifetime() -> None:
     memory = MemoryMapping(PAGE, track_dirty=True)
     memory.close()
     assert bitmap(memory).ranges() == []
+
+
+def test_marks_of_memory_that_is_gone() -> None:
+    """A guest's regions know theirs after all who held the pages have let go."""
+    memory = MemoryMapping(300 * PAGE, track_dirty=True)
+    part = memory.get_slice(PAGE, 299 * PAGE)
+    guest = GuestMemory([(0, part)])
+    guest.fill(1, 5, 1)
+    del memory
+    part.release()
+    guest.close()
+    gc.collect()
+    others = [bytearray(b"\xff" * size) for size in range(16, 400, 8)]  # where it has been
+    assert guest.dirty_ranges() == [(0, PAGE)]
+    assert guest.take_dirty() == [(0, PAGE)]
+    assert guest.take_dirty() == []
+    del others
 
 
 def test_no_mark_is_lost() -> None:
