@@ -6,6 +6,7 @@ import array
 import ctypes
 import io
 import os
+import random
 import struct
 import sys
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ VIEWS_CAN_BE_CLEARED = sys.version_info >= (3, 12, 7)
 SIZES = [1, 7, 8, 64, 123, PAGE - 1, PAGE, PAGE + 1, 2 * PAGE + 123, 300_000]
 FILE_SIZE = 76 * PAGE  # the largest of them, from the largest offset at which files are mapped
 NO_SIZES = [0, -1, 2**47, 2**63 - 1, 2**63, 2**64 - 1, 2**64]  # none of them can be mapped
+ALL_BYTES = bytes(range(256))
+CONTENT = random.Random(1).randbytes(700)
 MOST = 8  # objects of a kind that live at once
 
 ALLOWED = (
@@ -101,8 +104,8 @@ class Arguments:
         kind, byte = choices.byte() % 8, choices.byte()
         if kind < 4:
             return byte
-        if kind == 4:
-            return limit - byte
+        if kind == 4:  # around the limit itself more often than not
+            return limit - byte if byte < 96 else limit + byte % 4 - 2
         if kind == 5:
             return byte * limit // 256
         around = choices.pick([0, limit, PAGE, 2**31, 2**32, 2**63, 2**64, 2**70, -(2**63)])
@@ -146,21 +149,28 @@ class Arguments:
         if not self.memories:
             size = 2 * PAGE + 123
             mapping = MemoryMapping(size, track_dirty=self.choices.one_in(2))
-            self.add_mapping(mapping, Area(bytearray(size)), 0)
+            self.write_something(self.add_mapping(mapping, Area(bytearray(size)), 0))
         return self.choices.pick(self.memories)
+
+    def write_something(self, place: Place) -> None:
+        """Zeros look alike wherever they are."""
+        content = CONTENT[: place.size]
+        if self.call(place.obj.write_all, content, 0) is not FAILED and self.tame:
+            place.put(0, content)
 
     def guest(self) -> Guest:
         if not self.guests:
-            # Two regions that adjoin, in the middle of a page of one mapping; a hole; another.
+            # Two regions that adjoin, but not in their mapping, the end of which is in none;
+            # they have a page in common. A hole; another one.
             one, other = self.memory(), self.memory()
-            middle = one.size // 2
+            middle, rest = one.size // 2, one.size // 4
             parts = [self.call(one.obj.get_slice, 0, middle)]
-            parts.append(self.call(one.obj.get_slice, middle, one.size - middle))
-            if FAILED in parts or middle == 0 or other.obj.closed:
+            parts.append(self.call(one.obj.get_slice, middle, rest))
+            if FAILED in parts or rest == 0 or other.obj.closed:
                 return self.add_guest(GuestMemory([]), [])
-            places = [one.derive(parts[0], 0, middle), one.derive(parts[1], middle, parts[1].size)]
+            places = [one.derive(parts[0], 0, middle), one.derive(parts[1], middle, rest)]
             made = self.call(
-                GuestMemory, [(PAGE, parts[0]), (PAGE + middle, parts[1]), (2**40, other.obj)]
+                GuestMemory, [(PAGE, parts[1]), (PAGE + rest, parts[0]), (2**40, other.obj)]
             )
             if made is FAILED:  # the other one is empty
                 return self.add_guest(GuestMemory([]), [])
@@ -261,7 +271,7 @@ class Arguments:
             return choices.pick(self.buffers)
         size = choices.pick([0, 1, 7, 8, 9, 31, 32, 33, 64, 100, 255, PAGE, PAGE + 9, 270_000])
         seed = choices.byte()
-        model = bytearray(bytes((seed + i) % 256 for i in range(256)) * (size // 256 + 1))[:size]
+        model = bytearray(ALL_BYTES[seed:] + ALL_BYTES * (size // 256 + 1))[:size]
         kind = choices.byte() % 5
         obj: Any = Host(model)
         if kind == 3:

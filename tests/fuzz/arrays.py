@@ -6,7 +6,7 @@ import itertools
 from typing import TYPE_CHECKING, Any
 
 from tests.fuzz import hostile
-from tests.fuzz.arguments import FAILED, Host
+from tests.fuzz.arguments import FAILED, SCALARS, Host
 from tests.fuzz.copies import moved
 from tests.fuzz.model import Area, Place, exactly
 from tests.fuzz.objects import check_plain, loaded, packed, size_of
@@ -37,13 +37,13 @@ def keep(w: World, place: Place) -> None:
 
 def array(w: World) -> Place:
     if not w.arrays:
-        place = w.memory()
-        made = w.call(place.obj.get_array_ref, 0, place.size, u8)
+        place, of = w.memory(), w.choices.pick(list(SCALARS))
+        made = w.call(place.obj.get_array_ref, 0, place.size // of.size, of)
         if made is FAILED:
             host = Host(b"12345678")
             made = VolatileSlice.from_buffer(host).get_array_ref(0, 8, u8)
             place = Place(host, Area(bytearray(host)), 0, 8)
-        w.arrays.append(place.derive(made, 0, place.size))
+        w.arrays.append(place.derive(made, 0, made.size))
     return w.choices.pick(w.arrays)
 
 

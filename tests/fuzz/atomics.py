@@ -14,6 +14,7 @@ from guestmem import MemoryMapping, Ordering, Scalar, f32, f64, fence, u8
 if TYPE_CHECKING:
     from tests.fuzz.world import World
 
+INTEGERS = [scalar for scalar in SCALARS if scalar.name[0] != "f"]
 FETCHES = {
     "exchange": lambda _, value: value,
     "fetch_add": operator.add,
@@ -53,12 +54,12 @@ def get_atomic_ref(w: World) -> None:
 def atomic(w: World) -> Place:
     if not w.atomics:
         place = w.memory()
-        made = w.call(place.obj.get_atomic_ref, 0, u8)
+        made = w.call(place.obj.get_atomic_ref, 0, w.choices.pick(INTEGERS))
         if made is FAILED:
             mapping = MemoryMapping(64)
             place = w.add_mapping(mapping, w.new_area(64), 0)
             made = mapping.get_atomic_ref(0, u8)
-        w.atomics.append(place.derive(made, 0, 1))
+        w.atomics.append(place.derive(made, 0, made.size))
     return w.choices.pick(w.atomics)
 
 

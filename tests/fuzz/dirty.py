@@ -110,6 +110,10 @@ def merge(w: World) -> None:
 def guest_dirty(w: World) -> None:
     guest: Guest = w.guest()
     tracked = [p.tracked for _, p in guest.regions if p.tracked is not None]
+    if w.choices.one_in(2):
+        for one in w.tracked:  # so that it shows which pages are taken, and which are not
+            if w.call(one.obj.mark, 0, one.size) is not FAILED and w.tame:
+                one.mark(0, one.size)
     taken = w.choices.one_in(2)
     got = w.call(guest.obj.take_dirty if taken else guest.obj.dirty_ranges)
     if got is FAILED:

@@ -30,6 +30,8 @@ def make_anonymous(w: World) -> None:
         place = w.add_mapping(made, Area(bytearray(made.size)), 0)
         if place.tracked is not None:
             place.tracked.before = bytes(made.size)
+        if w.choices.one_in(2):
+            w.write_something(place)
 
 
 def make_of_file(w: World) -> None:

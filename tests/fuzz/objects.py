@@ -86,13 +86,13 @@ def get_ref(w: World) -> None:
 def ref(w: World) -> Place:
     if not w.refs:
         place = w.memory()
-        made = w.call(place.obj.get_ref, 0, u8)
+        made = w.call(place.obj.get_ref, 0, w.choices.pick(list(SCALARS)))
         if made is FAILED:
             place = w.slice()
             host = Host(b"12345678")
             made = VolatileSlice.from_buffer(host).get_ref(0, u8)
             place = Place(host, Area(bytearray(host)), 0, 8)
-        w.refs.append(place.derive(made, 0, 1))
+        w.refs.append(place.derive(made, 0, made.size))
     return w.choices.pick(w.refs)
 
 

@@ -7,6 +7,7 @@ leave behind is compared with it.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import pickle
 import re
@@ -80,8 +81,12 @@ class World(Arguments):
                 warnings.simplefilter("ignore")
                 if flags & 1:
                     gc.set_threshold(1)  # runs wherever it may run
-                while self.choices.left:
+                for count in itertools.count(1):
                     self.step()
+                    if not self.choices.left:
+                        break
+                    if self.tame and count % 8 == 0:
+                        self.compare()  # before something hostile hides what was wrong
                 self.compare()
                 self.close()
         finally:
@@ -108,7 +113,16 @@ class World(Arguments):
             self.depth -= 1
 
     def compare(self) -> None:
-        """Compare the contents of everything with its model."""
+        """Compare the contents of everything with its model, and let nobody strike meanwhile."""
+        self.over = True
+        self.compare_memory()
+        for guest in self.guests:
+            self.compare_guest(guest)
+        for tracked in self.tracked:
+            self.compare_marks(tracked.obj, tracked)
+        self.over = False
+
+    def compare_memory(self) -> None:
         for place in self.memories:
             if len(place.obj) != place.size or place.obj.size != place.size:
                 raise Finding(f"{place.obj!r} should have size {place.size:#x}")
@@ -120,10 +134,10 @@ class World(Arguments):
         for place in self.buffers:
             if place.area.known and isinstance(place.obj, bytearray):
                 self.check(bytes(place.obj), bytes(place.area.model))
-        for guest in self.guests:
-            self.compare_guest(guest)
-        for tracked in self.tracked:
-            self.compare_marks(tracked.obj, tracked)
+        for place in [*self.refs, *self.atomics, *self.arrays]:
+            if self.tame and place.known:
+                shown = place.obj.to_slice().read_bytes(0, place.size)
+                self.check(shown, place.at(0, place.size))
 
     def compare_marks(self, bitmap: Any, tracked: Tracked) -> None:
         ranges, bits = bitmap.ranges(), int.from_bytes(bytes(bitmap), "little")
