@@ -41,7 +41,8 @@ PLANTED = {
 @pytest.mark.parametrize("planted", PLANTED)
 def test_findings(run_child: Callable[..., str], planted: str) -> None:
     code = f"""
-from tests.fuzz.world import Area, World
+from tests.fuzz.model import Area
+from tests.fuzz.world import World
 
 leaks, host = [], bytearray(9)
 

@@ -8,7 +8,9 @@ import struct
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from tests.fuzz.world import World
+    from collections.abc import Iterator
+
+    from tests.fuzz.arguments import Arguments as World
 
 
 class Planned(Exception):
@@ -39,9 +41,7 @@ def planned(world: World) -> BaseException:
     )
 
 
-class Hostile:
-    """Has every special method that an argument of any kind is asked for."""
-
+class Striker:
     def __init__(self, world: World) -> None:
         self.world = world
 
@@ -53,6 +53,10 @@ class Hostile:
         world.run_some()
         if world.choices.one_in(6):
             raise planned(world)
+
+
+class Hostile(Striker):
+    """Has every special method that an argument of any kind is asked for."""
 
     def __index__(self) -> int:
         self.strike()
@@ -105,6 +109,59 @@ class HostileInt(int):
         raise PlannedExit
 
     __int__ = __index__
+
+
+class HostileSequence(Striker):
+    """Not a buffer, so it is asked for its items; how many it has, it does not know."""
+
+    def __init__(self, world: World, items: list[Any]) -> None:
+        super().__init__(world)
+        self.items = items
+
+    def __len__(self) -> int:
+        self.strike()
+        return self.world.choices.pick([len(self.items), 0, 3, 1000, 2**62, -1])
+
+    def __getitem__(self, i: int) -> Any:
+        self.strike()
+        if not self.items or i >= 100:  # or it would be iterated over for ever
+            raise IndexError
+        return self.items[i % len(self.items)]
+
+
+class HostileIterable(Striker):
+    """Strikes before each item, and after the last one."""
+
+    def __init__(self, world: World, items: list[Any]) -> None:
+        super().__init__(world)
+        self.items = items
+
+    def __length_hint__(self) -> int:
+        self.strike()
+        return self.world.choices.pick([0, 1, 2**62, -1])
+
+    def __iter__(self) -> Iterator[Any]:
+        self.strike()
+        return self
+
+    def __next__(self) -> Any:
+        self.strike()
+        if not self.items:
+            raise StopIteration
+        return self.items.pop(0)
+
+
+class HostilePair(tuple):  # type: ignore[type-arg] # noqa: SLOT001
+    """A tuple, so none of these may be asked."""
+
+    def __len__(self) -> int:
+        raise PlannedExit
+
+    def __getitem__(self, i: Any) -> Any:
+        raise PlannedExit
+
+    def __iter__(self) -> Any:
+        raise PlannedExit
 
 
 class HostileFile(Hostile):
