@@ -213,6 +213,10 @@ class Arguments:
         return place
 
     def add_mapping(self, mapping: MemoryMapping, area: Area, start: int) -> Place:
+        return self.add_memory(self.mapped(mapping, area, start))
+
+    def mapped(self, mapping: MemoryMapping, area: Area, start: int) -> Place:
+        """Return the place of a new mapping."""
         place = Place(mapping, area, start, mapping.size)
         if mapping.dirty is not None:
             # A write that fails half-way marks more than the model knows.
@@ -221,7 +225,7 @@ class Arguments:
             self.keep(self.tracked, place.tracked)
             if self.choices.one_in(2):
                 self.tracked.pop().forget()  # then it lives as long as its mapping needs it
-        return self.add_memory(place)
+        return place
 
     def keep(self, some: list[Any], one: Any) -> None:
         if len(some) >= MOST:

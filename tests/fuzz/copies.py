@@ -22,10 +22,7 @@ def moved(
     """Count bytes went from one place to another, as memmove does it."""
     if w.tame:
         to.put(at, come.at(since, count))
-        # Region by region, so not as one memmove where the two have an area in common.
-        guests = isinstance(to, Guest) or isinstance(come, Guest)
-        overlap = guests and any(area in come.areas for area in to.areas)
-        to.doubt(come.known and not overlap)
+        to.doubt(come.known)
 
 
 def copy_in_or_out(w: World) -> None:
@@ -78,8 +75,7 @@ def read_bytes(w: World) -> None:
 def fill(w: World) -> None:
     place = w.target()
     arguments = [w.number(256), w.offset(place), w.choices.pick([None, w.number(place.size)])]
-    if isinstance(place, Place):
-        arguments = arguments[: 1 + w.choices.byte() % 3]
+    arguments = arguments[: 1 + w.choices.byte() % 3]
     done = w.call(place.obj.fill, *arguments)
     if done is FAILED:
         place.half_done()
@@ -90,10 +86,13 @@ def fill(w: World) -> None:
 
 
 def remove_range(w: World) -> None:
-    place = w.memory()
-    offset = w.choices.pick([0, PAGE, w.number(place.size)])
+    place = w.target()
+    offset = w.choices.pick([0, PAGE, w.offset(place)])
     count = w.choices.pick([PAGE, place.size, w.number(place.size)])
-    if w.call(place.obj.remove_range, offset, count) is not FAILED and w.tame:
+    if w.call(place.obj.remove_range, offset, count) is FAILED:
+        place.half_done()
+        place.more_is_marked()
+    elif w.tame:
         place.put(offset, bytes(count))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tests.fuzz.arguments import FAILED
-from tests.fuzz.model import PAGE, Finding, Tracked
+from tests.fuzz.model import PAGE, Finding, Tracked, exactly
 
 from guestmem import MemoryMapping
 
@@ -99,12 +99,38 @@ def merge(w: World) -> None:
         w.tame = False
     elif w.choices.one_in(4):
         given = memoryview(bytearray(bits))[:: w.choices.pick([1, -1])]
-    done = w.call(obj.merge, given)
+    offset = w.choices.pick([(), (), (0,), (PAGE,), (w.number(tracked.size),)])
+    done = w.call(obj.merge, given, *offset)
     if done is not FAILED and w.tame:
-        marked = int.from_bytes(bytes(given), "little")
+        first = exactly(offset[0]) // PAGE if offset else 0
+        marked = int.from_bytes(bytes(given), "little") << first
         for page in range(obj.num_pages):
             if marked >> page & 1:
                 tracked.pages.add(page)
+
+
+def mark_guest(w: World) -> None:
+    guest: Guest = w.guest()
+    addr, count = w.offset(guest), w.number(guest.size)
+    if w.call(guest.obj.mark_dirty, addr, count) is not FAILED and w.tame:
+        for place, offset, step in guest.pieces(addr, count):
+            if place.tracked is not None:
+                place.tracked.mark(place.start + offset - place.tracked.start, step)
+
+
+def merge_guest(w: World) -> None:
+    guest: Guest = w.guest()
+    bits = bytes([w.choices.byte(), w.choices.byte()]) * w.choices.pick([4, 8, 3, 0, 4 * 65])
+    addr = w.offset(guest)
+    if type(addr) is int and not w.choices.one_in(4):
+        addr = addr // PAGE * PAGE
+    if w.call(guest.obj.merge_dirty, addr, bits) is FAILED or not w.tame:
+        return
+    for page in range(8 * len(bits)):
+        if bits[page // 8] >> page % 8 & 1:
+            for place, offset, step in guest.pieces(addr + page * PAGE, PAGE):
+                if place.tracked is not None:
+                    place.tracked.mark(place.start + offset - place.tracked.start, step)
 
 
 def guest_dirty(w: World) -> None:

@@ -73,10 +73,11 @@ def make_of_ranges(w: World) -> None:
             taken.append((start, size))
         one_size = hostile.HostileSize(w) if w.choices.one_in(12) else size
         pairs.append(pair(w, start, one_size))
-    made = w.call(GuestMemory.from_ranges, iterable(w, pairs))
+    options = w.choices.pick([{}, {"track_dirty": True}, {"track_dirty": 0}])
+    made = w.call(GuestMemory.from_ranges, iterable(w, pairs), **options)
     if made is not FAILED:
         sizes = [region.size for region in made.regions]
-        places = [Place(r.memory, w.new_area(r.size), 0, r.size) for r in made.regions]
+        places = [w.mapped(r.memory, w.new_area(r.size), 0) for r in made.regions]
         w.add_guest(made, places)
         for place, size in zip(places, sizes, strict=True):
             w.check(len(place.obj), size)

@@ -92,6 +92,11 @@ class Place:
     def half_done(self) -> None:
         """A call failed, but of a range that is checked as a whole before it is touched."""
 
+    def more_is_marked(self) -> None:
+        """A call failed, and may have marked all that it was asked for."""
+        if self.tracked is not None:
+            self.tracked.exact = False
+
     def origin(self, choices: Choices) -> tuple[int, int]:
         """Return from where offsets are counted, and how many there are."""
         return 0, self.size
@@ -147,9 +152,11 @@ class Guest:
         """A call failed: where pages can be missing, after it was done in other regions."""
         if any(area.shrinks for area in self.areas):
             self.doubt(False)
-            for _, place in self.regions:
-                if place.tracked is not None:
-                    place.tracked.exact = False
+            self.more_is_marked()
+
+    def more_is_marked(self) -> None:
+        for _, place in self.regions:
+            place.more_is_marked()
 
     def origin(self, choices: Choices) -> tuple[int, int]:
         if not self.regions:

@@ -29,7 +29,7 @@ OPERATIONS: list[Callable[[World], None]] = [
     *(copies.once, copies.read_once, copies.write_once),
     *(copies.read_scattered, copies.write_scattered, copies.scatter_anything),
     *(dirty.mark, dirty.is_dirty, dirty.look_at_pages, dirty.take, dirty.merge),
-    dirty.guest_dirty,
+    *(dirty.guest_dirty, dirty.mark_guest, dirty.merge_guest),
     *(anything.look, anything.construct, anything.wrong_count, anything.plant),
     anything.init_struct_again,
 ]
