@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import itertools
+import struct
 import sys
 import weakref
 from functools import partial
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from guestmem import ClosedError, MemoryMapping, VolatileSlice, u8, u32, u64
+from guestmem import ClosedError, GuestMemory, MemoryMapping, VolatileSlice, _native, u8, u32, u64
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -289,3 +291,28 @@ def test_close_in_the_callback_of_a_weak_reference(backing: Backings) -> None:
     assert said == ["cannot close the mapping: it is held by 1 slice"]
     mapping.close()
     assert file.maps() == 0
+
+
+def test_the_collector_sees_all_that_each_object_has() -> None:
+    """And who looks for what refers to a thing finds the object: the search ends at it."""
+
+    class Mine(ctypes.Structure):
+        _fields_ = (("x", ctypes.c_uint32),)
+
+    host = bytearray(64)
+    part = VolatileSlice.from_buffer(host)
+    layout = struct.Struct("<II")
+    objects: list[object] = [
+        *(part, part.get_ref(0, layout), part.get_ref(0, u32), part.get_array_ref(0, 2, Mine)),
+        *(MemoryMapping(64).get_ref(0, Mine), GuestMemory([(0, part)]), _native),
+    ]
+    if part.as_ptr() % 4 == 0:
+        objects.append(part.get_atomic_ref(0, u32))
+    part.read_obj(0, layout)
+    part.read_obj(0, Mine)
+    for obj in objects:
+        assert gc.is_tracked(obj)
+        referents = gc.get_referents(obj)
+        assert obj is _native or type(obj) in referents
+        for referent in referents:
+            assert any(one is obj for one in gc.get_referrers(referent)), (obj, referent)
