@@ -230,12 +230,6 @@ array_list_scalars(const array_object *self, PyObject *list)
 static int
 array_list_objects(const array_object *self, PyObject *list)
 {
-    /* Loading may run the collector's callbacks, which find the list: no slot is NULL. */
-    for (Py_ssize_t i = 0; i < self->length; i++) {
-        if (PyList_SetItem(list, i, Py_NewRef(Py_None)) < 0) {
-            return -1;
-        }
-    }
     for (Py_ssize_t i = 0; i < self->length; i++) {
         PyObject *value = element_load(&self->base.element, &self->base.span,
                                        (size_t)i * self->base.element.size);
@@ -244,6 +238,23 @@ array_list_objects(const array_object *self, PyObject *list)
         }
     }
     return 0;
+}
+
+/* A new list. Where objects are made that the collector tracks (a fault makes an
+ * exception), its callbacks may run, and find the list: then no slot of it is NULL. */
+static PyObject *
+array_new_list(const array_object *self)
+{
+    PyObject *list = PyList_New(self->length);
+    if (self->base.element.scalar != NULL && !self->base.span.can_fault) {
+        return list;
+    }
+    for (Py_ssize_t i = 0; list != NULL && i < self->length; i++) {
+        if (PyList_SetItem(list, i, Py_NewRef(Py_None)) < 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
 }
 
 PyDoc_STRVAR(
@@ -261,7 +272,7 @@ array_tolist(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
     if (args_count(nargs, 0, 0, "tolist", "") < 0) {
         return NULL;
     }
-    PyObject *list = PyList_New(self->length);
+    PyObject *list = array_new_list(self);
     if (list != NULL
         && (self->base.element.scalar != NULL ? array_list_scalars(self, list)
                                               : array_list_objects(self, list))

@@ -30,7 +30,7 @@ guest_traverse(PyObject *op, visitproc visit, void *arg)
     Py_VISIT(Py_TYPE(op));
     Py_VISIT(self->module);
     for (size_t i = 0; i < self->count; i++) {
-        Py_VISIT((PyObject *)self->regions[i].part);
+        Py_VISIT(self->regions[i].part.span.lender.buffer_owner);
         Py_VISIT(self->regions[i].memory);
     }
     return 0;
@@ -61,10 +61,21 @@ const char guest_close_doc[] = PyDoc_STR(
     "close($self, /)\n--\n\n"
     "Give the borrowed memory back, and close the mappings of from_ranges().\n"
     "\n"
-    "Every access is then a ClosedError. BufferError while a call is inside, or\n"
+    "Every access is then a ClosedError, and so are regions and find_region().\n"
+    "BufferError while a call is inside, or\n"
     "slices, refs or exported buffers of mappings that it made live: nothing\n"
     "has changed then. What borrows from other memory goes on. Closing twice\n"
     "does nothing.");
+
+/* What it was made from is not kept either: a slice would go on borrowing. */
+static void
+region_give_back(struct region *region)
+{
+    lender_give_back(&region->part.span.lender, BORROW_SLICE);
+    if (!region->made) {
+        Py_CLEAR(region->memory);
+    }
+}
 
 void
 guest_vacate(hold *word)
@@ -72,12 +83,12 @@ guest_vacate(hold *word)
     guest_object *self =
         (guest_object *)((uintptr_t)word - offsetof(guest_object, hold));
     for (size_t i = 0; i < self->count; i++) {
-        lender_give_back(&self->regions[i].part->span.lender, BORROW_SLICE);
+        region_give_back(&self->regions[i]);
     }
 }
 
 static void
-guest_busy(const struct region *region, const char *holders)
+guest_busy(struct region *region, const char *holders)
 {
     char where[64] = "it";
     if (region != NULL) {
@@ -90,7 +101,7 @@ guest_busy(const struct region *region, const char *holders)
 
 /* The mapping that close() closes, or NULL. */
 static memory_object *
-region_made(const struct region *region)
+region_made(struct region *region)
 {
     return region->made ? memory_of(region->memory) : NULL;
 }
@@ -107,11 +118,11 @@ guest_shut(guest_object *self)
         if (seen & HOLD_CLOSED) {
             return 0;
         }
-        memory_holders(self->regions[0].part, seen, 0, holders);
+        memory_holders(&self->regions[0].part, seen, 0, holders);
         guest_busy(NULL, holders);
         return -1;
     }
-    const struct region *busy = NULL;
+    struct region *busy = NULL;
     size_t begun = 0;
     for (; busy == NULL && begun < self->count; begun++) {
         memory_object *mapping = region_made(&self->regions[begun]);
@@ -152,7 +163,7 @@ guest_close(PyObject *op, PyObject *const *Py_UNUSED(args), Py_ssize_t nargs)
         memory_object *mapping = region_made(region);
         /* DONE is ours, because a borrower is left: our own. */
         bool unmap = mapping != NULL && hold_read(mapping->hold) & HOLD_DONE;
-        lender_give_back(&region->part->span.lender, BORROW_SLICE);
+        region_give_back(region);
         if (unmap) {
             int failed = pages_unmap(&mapping->span.lender.pages->mapping);
             err = err != 0 ? err : failed;
@@ -221,15 +232,20 @@ static PyObject *
 guest_get_regions(PyObject *op, void *Py_UNUSED(closure))
 {
     guest_object *self = guest_of(op);
-    PyObject *result = PyTuple_New((Py_ssize_t)self->count);
-    for (size_t i = 0; result != NULL && i < self->count; i++) {
-        PyObject *region = guest_region_object(self->state, &self->regions[i]);
-        if (region == NULL) {
-            Py_CLEAR(result);
-            break;
-        }
-        PyTuple_SetItem(result, (Py_ssize_t)i, region);
+    if (guest_begin(self, LONG) < 0) {
+        return NULL;
     }
+    PyObject *list = PyList_New(0);
+    for (size_t i = 0; list != NULL && i < self->count; i++) {
+        PyObject *region = guest_region_object(self->state, &self->regions[i]);
+        if (region == NULL || PyList_Append(list, region) < 0) {
+            Py_CLEAR(list);
+        }
+        Py_XDECREF(region);
+    }
+    guest_end(self, LONG);
+    PyObject *result = list == NULL ? NULL : PySequence_Tuple(list);
+    Py_XDECREF(list);
     return result;
 }
 

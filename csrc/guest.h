@@ -9,11 +9,13 @@
 /* A region: its memory from one guest address on. */
 struct region {
     uint64_t start;
-    uint64_t size;       /* at least 1; the last address is start + size - 1 */
-    memory_object *part; /* strong: a slice of all of memory, that is ours alone, and
-                            whose calls enter the guest's word */
-    PyObject *memory;    /* strong: what it was made from */
-    bool made;           /* a mapping that close() closes */
+    uint64_t size; /* at least 1; the last address is start + size - 1 */
+    memory_object
+        part; /* all of memory, borrowed as by a slice; calls enter the guest's
+                           word. No Python object: nobody else can find it. */
+    PyObject
+        *memory; /* strong: what it was made from; NULL where close() has dropped it */
+    bool made;   /* a mapping that close() closes */
 };
 
 typedef struct {
@@ -45,7 +47,7 @@ static inline int
 guest_begin(guest_object *self, enum stay stay)
 {
     if (self->count != 0) {
-        return memory_enter(self->regions[0].part, stay);
+        return memory_enter(&self->regions[0].part, stay);
     }
     if (hold_is_closed(&self->hold)) {
         memory_say_closed(self->state, A_REGION);
@@ -58,7 +60,7 @@ static inline void
 guest_end(guest_object *self, enum stay stay)
 {
     if (self->count != 0) {
-        memory_leave(self->regions[0].part, stay);
+        memory_leave(&self->regions[0].part, stay);
     }
 }
 
@@ -69,12 +71,12 @@ void guest_vacate(hold *word);
 int guest_index(guest_object *self);
 
 /* A GuestRegion. */
-PyObject *guest_region_object(module_state *state, const struct region *region);
+PyObject *guest_region_object(module_state *state, struct region *region);
 
 /* The region that holds addr; NULL where none does. */
-const struct region *guest_search(guest_object *self, uint64_t addr);
+struct region *guest_search(guest_object *self, uint64_t addr);
 
-static inline const struct region *
+static inline struct region *
 guest_find(guest_object *self, uint64_t addr)
 {
     size_t hint = atomic_load_explicit(&self->hint, memory_order_relaxed);
@@ -86,10 +88,10 @@ guest_find(guest_object *self, uint64_t addr)
 }
 
 /* The region in which [addr, addr + count) lies as a whole; NULL where there is none. */
-static inline const struct region *
+static inline struct region *
 guest_find_all(guest_object *self, uint64_t addr, uint64_t count)
 {
-    const struct region *region = guest_find(self, addr);
+    struct region *region = guest_find(self, addr);
     return region != NULL && count <= region->size - (addr - region->start) ? region
                                                                             : NULL;
 }

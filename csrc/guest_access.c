@@ -87,18 +87,18 @@ guest_read_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     }
     if (scalar_check(self->state, args[1])) {
         size_t width = ((scalar_object *)args[1])->width;
-        const struct region *region = guest_find_all(self, addr, width);
+        struct region *region = guest_find_all(self, addr, width);
         if (region != NULL) {
-            return accessor_read_object(region->part, addr - region->start, args[1]);
+            return accessor_read_object(&region->part, addr - region->start, args[1]);
         }
     }
     struct borrower what;
     if (borrow_want_ref(self->state, args[1], &what) < 0) {
         return NULL;
     }
-    const struct region *region = guest_find_all(self, addr, what.count);
+    struct region *region = guest_find_all(self, addr, what.count);
     return region != NULL
-               ? accessor_read_object(region->part, addr - region->start, args[1])
+               ? accessor_read_object(&region->part, addr - region->start, args[1])
                : guest_read_across(self, addr, args[1]);
 }
 
@@ -162,9 +162,9 @@ guest_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     if (borrow_want_ref(self->state, kind, &what) < 0) {
         return NULL;
     }
-    const struct region *region = guest_find_all(self, addr, what.count);
+    struct region *region = guest_find_all(self, addr, what.count);
     if (region != NULL) {
-        return accessor_write_object(region->part, given[0], addr - region->start,
+        return accessor_write_object(&region->part, given[0], addr - region->start,
                                      kind);
     }
     return guest_write_across(self, given[0], addr, kind) < 0 ? NULL
@@ -254,9 +254,9 @@ static int
 guest_copy(guest_object *self, uint64_t addr, PyObject *buf, const Py_buffer *view,
            uint64_t count, enum direction direction)
 {
-    const struct region *region = guest_find_all(self, addr, count);
+    struct region *region = guest_find_all(self, addr, count);
     if (region != NULL && count == (uint64_t)view->len) {
-        return accessor_copy(region->part, addr - region->start, buf, view, direction,
+        return accessor_copy(&region->part, addr - region->start, buf, view, direction,
                              true)
                        < 0
                    ? -1

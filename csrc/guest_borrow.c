@@ -18,7 +18,7 @@ guest_borrow(guest_object *self, uint64_t addr, const struct borrower *what)
         return errors_invalid_guest_address(self->state, addr + reach);
     }
     /* With count 0 the end of a region will do. */
-    const struct region *region = guest_find(self, addr);
+    struct region *region = guest_find(self, addr);
     if (region == NULL) {
         region = guest_find(self, addr - 1);
     }
@@ -27,7 +27,7 @@ guest_borrow(guest_object *self, uint64_t addr, const struct borrower *what)
         return errors_crosses_border(self->state, addr, what->count,
                                      region->start + region->size);
     }
-    return borrow_new(region->part, offset, what);
+    return borrow_new(&region->part, offset, what);
 }
 
 const char guest_get_slice_doc[] = PyDoc_STR(
@@ -158,15 +158,15 @@ guest_get_host_address(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         || args_u64(args[0], "addr", &addr) < 0) {
         return NULL;
     }
-    const struct region *region = guest_find(self, addr);
+    struct region *region = guest_find(self, addr);
     if (region == NULL) {
         return errors_invalid_guest_address(self->state, addr);
     }
-    if (memory_enter(region->part, SHORT) < 0) {
+    if (memory_enter(&region->part, SHORT) < 0) {
         return NULL;
     }
     PyObject *result =
-        PyLong_FromVoidPtr(region->part->span.addr + (addr - region->start));
-    memory_leave(region->part, SHORT);
+        PyLong_FromVoidPtr(region->part.span.addr + (addr - region->start));
+    memory_leave(&region->part, SHORT);
     return result;
 }

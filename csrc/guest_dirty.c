@@ -14,9 +14,9 @@ struct found {
 };
 
 static size_t
-region_first_byte(const struct region *region)
+region_first_byte(struct region *region)
 {
-    return (size_t)(region->part->span.addr - region->part->span.dirty->base);
+    return (size_t)(region->part.span.addr - region->part.span.dirty->base);
 }
 
 static struct found *
@@ -30,7 +30,7 @@ found_of(struct found *found, const struct dirty_map *map)
 
 /* Adds the bits of a region's pages, and clears them if they are taken. */
 static void
-found_add(struct found *found, const struct region *region, bool take)
+found_add(struct found *found, struct region *region, bool take)
 {
     size_t start = region_first_byte(region);
     size_t last = (start + (region->size - 1)) >> found->map->shift;
@@ -44,9 +44,9 @@ list_all(guest_object *self, struct found *found)
     struct ranges ranges = {.list = PyList_New(0)};
     bool failed = ranges.list == NULL;
     for (size_t i = 0; !failed && i < self->count; i++) {
-        const struct region *region = &self->regions[i];
-        if (region->part->span.dirty != NULL) {
-            const struct found *in = found_of(found, region->part->span.dirty);
+        struct region *region = &self->regions[i];
+        if (region->part.span.dirty != NULL) {
+            const struct found *in = found_of(found, region->part.span.dirty);
             failed = bitmap_add_ranges(&ranges, in->map, in->words,
                                        region_first_byte(region), region->size,
                                        region->start)
@@ -62,7 +62,7 @@ found_make(guest_object *self, struct found *found)
 {
     size_t count = 0;
     for (size_t i = 0; i < self->count; i++) {
-        struct dirty_map *map = self->regions[i].part->span.dirty;
+        struct dirty_map *map = self->regions[i].part.span.dirty;
         size_t known = 0;
         while (known < count && found[known].map != map) {
             known++;
@@ -94,9 +94,9 @@ guest_dirty(guest_object *self, bool take)
     }
     if (found_make(self, found) == 0) {
         for (size_t i = 0; i < self->count; i++) {
-            const struct region *region = &self->regions[i];
-            if (region->part->span.dirty != NULL) {
-                found_add(found_of(found, region->part->span.dirty), region, take);
+            struct region *region = &self->regions[i];
+            if (region->part.span.dirty != NULL) {
+                found_add(found_of(found, region->part.span.dirty), region, take);
             }
         }
         list = list_all(self, found);

@@ -55,7 +55,7 @@ guest_index(guest_object *self)
 
 /* Without a branch that depends on the address: mispredicted ones are what a search
  * costs. */
-const struct region *
+struct region *
 guest_search(guest_object *self, uint64_t addr)
 {
     if (addr > self->last || self->count == 0) {
@@ -68,7 +68,7 @@ guest_search(guest_object *self, uint64_t addr)
         low += self->starts[low + half] <= addr ? half : 0;
         left -= half;
     }
-    const struct region *region = &self->regions[low];
+    struct region *region = &self->regions[low];
     if (addr - region->start >= region->size) {
         return NULL;
     }
@@ -79,9 +79,9 @@ guest_search(guest_object *self, uint64_t addr)
 struct piece
 guest_piece(guest_object *self, uint64_t addr, uint64_t count)
 {
-    const struct region *region = guest_find(self, addr);
+    struct region *region = guest_find(self, addr);
     uint64_t offset = addr - region->start;
-    return (struct piece){region->part, offset,
+    return (struct piece){&region->part, offset,
                           range_clamp(offset, count, region->size)};
 }
 
@@ -97,13 +97,13 @@ guest_overflows(uint64_t addr, uint64_t count)
 static bool
 guest_measure(guest_object *self, uint64_t addr, uint64_t count, uint64_t *reach)
 {
-    const struct region *region = guest_find(self, addr);
+    struct region *region = guest_find(self, addr);
     *reach = 0;
     if (region == NULL) {
         return count == 0 && addr != 0 && guest_find(self, addr - 1) != NULL;
     }
     *reach = range_clamp(addr - region->start, count, region->size);
-    const struct region *end = self->regions + self->count;
+    struct region *end = self->regions + self->count;
     for (region++; *reach < count && region < end && region->start == addr + *reach;
          region++) {
         *reach += Py_MIN(region->size, count - *reach);
@@ -135,8 +135,9 @@ guest_reach_on(guest_object *self, uint64_t addr, uint64_t *reach)
     if (guest_reach(self, addr, UINT64_MAX - addr, reach) < 0) {
         return -1;
     }
-    if (*reach == UINT64_MAX - addr && guest_find(self, UINT64_MAX) != NULL) {
-        *reach += 1; /* the last byte of all */
+    if (addr != 0 && *reach == UINT64_MAX - addr
+        && guest_find(self, UINT64_MAX) != NULL) {
+        *reach += 1; /* the last byte of all; 2**64 of them do not fit a count */
     }
     return 0;
 }
@@ -156,7 +157,7 @@ guest_reach_all(guest_object *self, uint64_t addr, uint64_t count)
 }
 
 PyObject *
-guest_region_object(module_state *state, const struct region *region)
+guest_region_object(module_state *state, struct region *region)
 {
     PyObject *result = PyStructSequence_New(state->guest_region_type);
     if (result == NULL) {
@@ -184,7 +185,9 @@ guest_region_object(module_state *state, const struct region *region)
 
 const char guest_find_region_doc[] =
     PyDoc_STR("find_region($self, addr, /)\n--\n\n"
-              "Return the GuestRegion that holds a guest address, or None.");
+              "Return the GuestRegion that holds a guest address, or None.\n"
+              "\n"
+              "ClosedError once closed.");
 
 PyObject *
 guest_find_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
@@ -192,12 +195,14 @@ guest_find_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
     guest_object *self = guest_of(op);
     uint64_t addr;
     if (args_count(nargs, 1, 1, "find_region", "addr") < 0
-        || args_u64(args[0], "addr", &addr) < 0) {
+        || args_u64(args[0], "addr", &addr) < 0 || guest_begin(self, LONG) < 0) {
         return NULL;
     }
-    const struct region *region = guest_find(self, addr);
-    return region == NULL ? Py_NewRef(Py_None)
-                          : guest_region_object(self->state, region);
+    struct region *region = guest_find(self, addr);
+    PyObject *result =
+        region == NULL ? Py_NewRef(Py_None) : guest_region_object(self->state, region);
+    guest_end(self, LONG);
+    return result;
 }
 
 const char guest_address_in_range_doc[] =

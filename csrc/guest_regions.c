@@ -9,26 +9,22 @@
 void
 region_drop(struct region *region)
 {
-    Py_XDECREF((PyObject *)region->part);
-    Py_XDECREF(region->memory);
+    lender_give_back(&region->part.span.lender, BORROW_SLICE);
+    Py_CLEAR(region->memory);
 }
 
 /* A region at start that borrows all of span, which the caller keeps mapped, and which
  * is memory's (borrowed). */
-static int
+static void
 region_borrow(struct region *self, const struct span *span, uint64_t start,
               PyObject *memory)
 {
-    PyObject *part = slice_new(span, 0, span->size);
-    if (part == NULL) {
-        return -1;
-    }
-    memory_of(part)->span.first = start;
-    *self = (struct region){.start = start,
-                            .size = span->size,
-                            .part = memory_of(part),
-                            .memory = Py_NewRef(memory)};
-    return 0;
+    *self = (struct region){
+        .start = start, .size = span->size, .memory = Py_NewRef(memory)};
+    self->part.span = *span;
+    self->part.span.first = start;
+    self->part.kind = A_REGION;
+    lender_borrow(span->lender, BORROW_SLICE);
 }
 
 /* Takes memory (borrowed) as a region at start. -1 with an exception. */
@@ -51,9 +47,9 @@ region_fill(struct region *self, module_state *state, uint64_t start, PyObject *
     if (memory_enter(whole, SHORT) < 0) {
         return -1;
     }
-    int failed = region_borrow(self, &whole->span, start, memory);
+    region_borrow(self, &whole->span, start, memory);
     memory_leave(whole, SHORT);
-    return failed;
+    return 0;
 }
 
 static int
@@ -101,8 +97,7 @@ guest_make(module_state *state, struct region *regions, size_t count)
     atomic_init(&self->hint, 0);
     for (size_t i = 0; i < count; i++) {
         starts[i] = regions[i].start;
-        regions[i].part->kind = A_REGION;
-        regions[i].part->hold = &self->hold;
+        regions[i].part.hold = &self->hold;
         self->size += regions[i].size;
     }
     PyObject_GC_Track((PyObject *)self);
@@ -245,7 +240,7 @@ guest_from_ranges(PyObject *cls, PyObject *const *args, Py_ssize_t nargs,
 /* The regions but for one (NULL: all), and room for one more. They borrow from where ours
  * do: what those were made from may have been given back since. */
 static struct region *
-guest_copy_regions(guest_object *self, const struct region *without)
+guest_copy_regions(guest_object *self, struct region *without)
 {
     if (guest_begin(self, LONG) < 0) {
         return NULL;
@@ -258,20 +253,12 @@ guest_copy_regions(guest_object *self, const struct region *without)
         return NULL;
     }
     for (size_t i = 0; i < self->count; i++) {
-        const struct region *region = &self->regions[i];
+        struct region *region = &self->regions[i];
         if (region == without) {
             continue;
         }
-        if (region_borrow(&regions[done], &region->part->span, region->start,
-                          region->memory)
-            < 0) {
-            while (done > 0) {
-                region_drop(&regions[--done]);
-            }
-            PyMem_Free(regions);
-            regions = NULL;
-            break;
-        }
+        region_borrow(&regions[done], &region->part.span, region->start,
+                      region->memory);
         done++;
     }
     guest_end(self, LONG);
@@ -328,7 +315,7 @@ guest_without_region(PyObject *op, PyObject *const *args, Py_ssize_t nargs)
         memory_say_closed(self->state, A_REGION);
         return NULL;
     }
-    const struct region *region = guest_find(self, addr);
+    struct region *region = guest_find(self, addr);
     if (region == NULL || region->start != addr) {
         return errors_invalid_guest_address(self->state, addr);
     }

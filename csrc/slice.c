@@ -67,8 +67,7 @@ slice_dealloc(PyObject *op)
     if (self->weakrefs != NULL) {
         PyObject_ClearWeakRefs(op);
     }
-    /* A guest drops its regions when nobody is inside. */
-    if (self->kind == A_REGION || hold_abandon(self->hold)) {
+    if (hold_abandon(self->hold)) {
         lender_give_back(&self->span.lender, BORROW_SLICE);
     }
     PyObject_GC_Del(op);

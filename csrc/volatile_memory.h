@@ -7,8 +7,8 @@
 
 #include "span.h"
 
-/* A region is a slice that a GuestMemory has made for itself: all of its regions enter
- * the same word, which is the guest's. */
+/* A region of a GuestMemory is no Python object, but memory like the others: its span,
+ * hold and kind are used, the rest is not. */
 enum memory_kind { A_MAPPING, A_SLICE, A_REGION };
 
 typedef struct {

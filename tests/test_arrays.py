@@ -287,9 +287,12 @@ def test_a_type_that_changes_its_size(memory: MemoryMapping) -> None:
             call()
 
 
-def test_a_list_that_is_half_made() -> None:
+def test_a_list_that_is_half_made(backing: Callable[[int], Backing]) -> None:
     """The collector's callbacks can find it while objects are loaded: no slot of it is empty."""
     array = MemoryMapping(1 << 16).get_array_ref(0, 3000, struct.Struct("<QQ"))
+    file = backing(1 << 16)
+    gone: Any = MemoryMapping.from_fd(file.fd, 1 << 16).get_array_ref(0, 3000, u64)
+    os.ftruncate(file.fd, 4096)
     seen: list[object] = []
 
     def look(phase: str, info: dict[str, int]) -> None:
@@ -301,7 +304,11 @@ def test_a_list_that_is_half_made() -> None:
     gc.set_threshold(300)
     try:
         assert array.tolist() == [(0, 0)] * 3000
+        gc.set_threshold(1)
+        with pytest.raises(ReadFromMemoryError):
+            gone.tolist()
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(look)
+    assert None in seen
     assert set(seen) <= {None, (0, 0)}

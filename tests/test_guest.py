@@ -419,12 +419,12 @@ def test_mappings_that_it_made() -> None:
 def test_leaving_by_an_exception() -> None:
     with pytest.raises(ZeroDivisionError):
         with GuestMemory.from_ranges([(0, PAGE)]) as guest:
-            part = guest.get_slice(0, 8)
+            part, (region,) = guest.get_slice(0, 8), guest.regions
             raise ZeroDivisionError
     assert guest.closed
     part.fill(1)
     part.release()
-    assert guest.regions[0].memory.closed
+    assert region.memory.closed
 
 
 def test_hot_plug() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import threading
@@ -48,6 +49,11 @@ CALLS: dict[str, Callable[[GuestMemory], object]] = {
     "write_from_memory": lambda g: g.write_from_memory(1 << 40, io.BytesIO(), 5),
     "dirty_ranges": lambda g: g.dirty_ranges(),
     "take_dirty": lambda g: g.take_dirty(),
+    "mark_dirty": lambda g: g.mark_dirty(0, 0),
+    "merge_dirty": lambda g: g.merge_dirty(0, b""),
+    "remove_range": lambda g: g.remove_range(0, 0),
+    "regions": lambda g: g.regions,
+    "find_region": lambda g: g.find_region(1 << 40),
     "with_region": lambda g: g.with_region(1 << 40, MemoryMapping(1)),
     "without_region": lambda g: g.without_region(0, PAGE),
     "with": lambda g: g.__enter__(),
@@ -63,8 +69,8 @@ def test_closed_comes_first(name: str, count: int) -> None:
     if count or name != "get_host_address":
         with pytest.raises(ClosedError, match="^the guest memory has been closed$"):
             CALLS[name](guest)
-    assert not guest.check_range(0, 5) or count  # what only looks goes on
-    assert (guest.find_region(0) is not None) == (count > 0)
+    assert guest.check_range(0, 5) == guest.address_in_range(0) == (count > 0)  # goes on
+    assert (guest.size, guest.num_regions) == (count * PAGE, count)
 
 
 def test_the_bitmap_of_a_mapping_that_is_gone() -> None:
@@ -106,6 +112,57 @@ def test_hot_plug_needs_no_more_than_the_guest() -> None:
     assert more.without_region(PAGE, PAGE).read_bytes(PAGE - 3, 3) == b"acr"
 
 
+def test_closed_it_keeps_nothing() -> None:
+    """Not even the slice that it was made from."""
+    with MemoryMapping(2 * PAGE) as mapping, GuestMemory([(0, mapping.get_slice(0, PAGE))]) as g:
+        g.fill(1)
+    assert mapping.closed
+    other = MemoryMapping(2 * PAGE)
+    with pytest.raises(ZeroDivisionError):
+        with GuestMemory([(0, other.get_slice(0, PAGE))]):
+            raise ZeroDivisionError
+    other.close()
+
+
+def test_nobody_finds_what_its_regions_borrow_by() -> None:
+    """It is no object: not for the collector, and not while the guest is made."""
+    host = bytearray(64)
+    part = VolatileSlice.from_buffer(host)
+    found: list[object] = []
+
+    class Address:
+        def __index__(self) -> int:
+            found.extend(o for o in gc.get_objects() if type(o) is VolatileSlice and o is not part)
+            return 1 << 20
+
+    addresses: Any = [(0, part), (Address(), MemoryMapping(PAGE).get_slice(0, 8))]
+    guest = GuestMemory(addresses)
+    kept = [o for o in gc.get_referents(guest) if type(o) is VolatileSlice]
+    assert kept == [addresses[1][1], part] or kept == [part, addresses[1][1]]
+    assert found == []
+
+
+def test_a_tuple_that_is_half_made() -> None:
+    guest = GuestMemory.from_ranges(ranges(50))
+    seen = 0
+
+    def look(phase: str, info: dict[str, int]) -> None:
+        nonlocal seen
+        for each in gc.get_objects():
+            if type(each) is tuple and len(each) == 50:
+                seen += len(list(each))
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(look)
+    gc.set_threshold(1)
+    try:
+        for _ in range(20):
+            assert len(guest.regions) == 50
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(look)
+
+
 def test_what_was_refused_has_changed_nothing() -> None:
     guest = GuestMemory.from_ranges(ranges(5))
     held: list[Any] = [
@@ -121,13 +178,14 @@ def test_what_was_refused_has_changed_nothing() -> None:
     ):
         guest.close()
     assert not guest.closed
-    assert not any(region.memory.closed for region in guest.regions)
+    regions = guest.regions
+    assert not any(region.memory.closed for region in regions)
     guest.fill(7)
     assert guest.with_region(9 * PAGE, MemoryMapping(1)).read_obj(0, u16) == 0x0707
     held.pop().release()
     held.clear()
     guest.close()
-    assert all(region.memory.closed for region in guest.regions)
+    assert all(region.memory.closed for region in regions)
 
 
 def test_a_running_call_is_named() -> None:
@@ -174,6 +232,7 @@ def test_a_call_that_is_inside_goes_on() -> None:
     os.write(sink, bytes(PAGE // 2))
     time.sleep(0.02)
     part: VolatileSlice = guest.get_slice(PAGE, PAGE)
+    first = guest.regions[0].memory
     with pytest.raises(ZeroDivisionError):
         with guest:
             raise ZeroDivisionError
@@ -183,7 +242,7 @@ def test_a_call_that_is_inside_goes_on() -> None:
     assert failed == []
     assert part.read_bytes(0, PAGE) == b"x" * PAGE
     part.release()
-    assert guest.regions[0].memory.closed
+    assert first.closed
     os.close(source)
     os.close(sink)
 

@@ -207,6 +207,7 @@ def test_only_one_of_many_closes() -> None:
     before = made_maps()
     for _ in range(50):
         guest = GuestMemory.from_ranges([(n * PAGE, PAGE) for n in range(5)])
+        regions = guest.regions
         start = threading.Barrier(3)
         errors: list[BaseException] = []
 
@@ -228,7 +229,8 @@ def test_only_one_of_many_closes() -> None:
         for thread in threads:
             thread.join()
         assert not errors, errors
-        assert all(region.memory.closed for region in guest.regions)
+        assert all(region.memory.closed for region in regions)
+        del regions
     assert made_maps() <= before
 
 

@@ -96,7 +96,7 @@ def wrong_count(w: World) -> None:
     """Any method, with any number of any arguments, and with keywords."""
     place = any_place(w)
     obj = place.obj
-    names = [n for n in dir(obj) if not n.startswith("_") and callable(getattr(obj, n))]
+    names = [n for n in dir(obj) if not n.startswith("_") and callable(getattr(type(obj), n, None))]
     name = w.choices.pick(names)
     if name.startswith("from_"):
         return  # not of any file, nor of any buffer: see the operations for them

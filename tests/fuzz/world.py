@@ -159,10 +159,10 @@ class World(Arguments):
 
     def compare_guest(self, guest: Guest) -> None:
         """What is read by guest address is what its regions show."""
-        for start, place in guest.regions:
+        for start, place in [] if guest.obj.closed else guest.regions:
             if guest.obj.find_region(start + place.size - 1)[3] is not place.obj:
                 raise Finding(f"{guest.obj!r} does not find {place.obj!r}")
-            if not guest.obj.closed and not place.obj.closed:
+            if not place.obj.closed:
                 by_address = self.call(guest.obj.read_bytes, start, place.size)
                 # Pages that are missing are so for both.
                 if by_address != self.call(place.obj.read_bytes, 0, place.size):
