@@ -89,6 +89,9 @@ def hypervise(options: argparse.Namespace) -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         passed = options.image is not None or converse(ram, running)
         try:
+            # Not without an end: a Ctrl-C that comes just before it sleeps would not wake it.
+            while not running.done():
+                wait([running], timeout=0.1)
             running.result()
         finally:
             serial.end_line()
