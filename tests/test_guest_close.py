@@ -97,7 +97,7 @@ def test_tracked_ranges() -> None:
     plain.fill(1)
     assert plain.dirty_ranges() == []
     with pytest.raises(TypeError, match="at most 1 positional"):
-        GuestMemory.from_ranges([], True)  # type: ignore[misc]
+        GuestMemory.from_ranges([], True)  # type: ignore[call-arg]
 
 
 def test_hot_plug_needs_no_more_than_the_guest() -> None:

@@ -413,7 +413,7 @@ def calls(w: World) -> dict[str, list[Callable[[], object]]]:
                                 lambda: w.atomic.fetch_sub(2**64)],
         "AtomicRef.fetch_and": [lambda: w.atomic.fetch_and(2**64 - 1),
                                 lambda: w.atomic.fetch_and(1, bad)],
-        "AtomicRef.fetch_or": [lambda: w.atomic.fetch_or(0), lambda: w.atomic.fetch_or(1.5)],
+        "AtomicRef.fetch_or": [lambda: w.atomic.fetch_or(0), lambda: w.atomic.fetch_or(bad)],
         "AtomicRef.fetch_xor": [lambda: w.atomic.fetch_xor(0), lambda: w.atomic.fetch_xor(-1)],
         "VolatileArrayRef.to_slice": [w.array.to_slice, lambda: bad_call(w.array.to_slice)],
         "VolatileArrayRef.tolist": [w.array.tolist, w.points.tolist, w.gone_array.tolist],

@@ -73,7 +73,7 @@ def make_of_ranges(w: World) -> None:
             taken.append((start, size))
         one_size = hostile.HostileSize(w) if w.choices.one_in(12) else size
         pairs.append(pair(w, start, one_size))
-    options = w.choices.pick([{}, {"track_dirty": True}, {"track_dirty": 0}])
+    options: dict[str, Any] = w.choices.pick([{}, {"track_dirty": True}, {"track_dirty": 0}])
     made = w.call(GuestMemory.from_ranges, iterable(w, pairs), **options)
     if made is not FAILED:
         sizes = [region.size for region in made.regions]

@@ -135,7 +135,7 @@ def guests(mem: MemoryMapping, part: VolatileSlice) -> None:
     assert_type(guest.get_array_ref(0, 4, Descriptor), guestmem.VolatileArrayRef[Descriptor])
     assert_type(guest.write_slice(b"1", 0), int)
     guest.fill(0, 0, 8)
-    guest.fill(0)  # type: ignore[call-arg]  # pyright: ignore
+    guest.fill()  # type: ignore[call-arg]  # pyright: ignore
     guest.read_to_memory(0, io.BytesIO(b"1"), 1)
     guest.write_from_memory(0, 1, 16, dst_offset=0)
     guest.read_to_memory(0, io.StringIO(""), 1)  # type: ignore[call-overload]  # pyright: ignore
