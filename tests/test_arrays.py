@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import struct
+import sys
 from typing import TYPE_CHECKING, Any, get_origin
 
 import pytest
@@ -310,5 +311,6 @@ def test_a_list_that_is_half_made(backing: Callable[[int], Backing]) -> None:
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(look)
-    assert None in seen
+    if sys.version_info < (3, 12):  # since then no collection begins in the middle of a call
+        assert None in seen
     assert set(seen) <= {None, (0, 0)}

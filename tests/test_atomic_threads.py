@@ -110,8 +110,9 @@ def test_refs_made_and_dropped_in_many_threads(race: Race) -> None:
         assert all(part.size == 8 for part in parts)
 
     race(make, make, make)
+    memories = [region.memory for region in guest.regions]
     guest.close()  # all were counted
-    assert all(region.memory.closed for region in guest.regions)
+    assert all(memory.closed for memory in memories)
 
 
 # Dirty pages
