@@ -147,28 +147,31 @@ guest_write_obj(PyObject *op, PyObject *const *args, Py_ssize_t nargs,
     PyObject *given[3];
     uint64_t addr;
     struct borrower what;
-    if (args_named(&spec, args, nargs, kwnames, given) < 0
-        || args_u64(given[1], "addr", &addr) < 0) {
-        return NULL;
-    }
-    PyObject *kind = given[2];
-    if (kind == NULL || Py_IsNone(kind)) {
-        struct object_type type;
-        if (object_type_of_value(self->state, given[0], &type) < 0) {
+    if (kwnames != NULL || nargs != 3) {
+        if (args_named(&spec, args, nargs, kwnames, given) < 0) {
             return NULL;
         }
-        kind = (PyObject *)Py_TYPE(given[0]);
+        args = given;
+    }
+    if (args_u64(args[1], "addr", &addr) < 0) {
+        return NULL;
+    }
+    PyObject *value = args[0], *kind = args[2];
+    if (kind == NULL || Py_IsNone(kind)) {
+        struct object_type type;
+        if (object_type_of_value(self->state, value, &type) < 0) {
+            return NULL;
+        }
+        kind = (PyObject *)Py_TYPE(value);
     }
     if (borrow_want_ref(self->state, kind, &what) < 0) {
         return NULL;
     }
     struct region *region = guest_find_all(self, addr, what.count);
     if (region != NULL) {
-        return accessor_write_object(&region->part, given[0], addr - region->start,
-                                     kind);
+        return accessor_write_object(&region->part, value, addr - region->start, kind);
     }
-    return guest_write_across(self, given[0], addr, kind) < 0 ? NULL
-                                                              : Py_NewRef(Py_None);
+    return guest_write_across(self, value, addr, kind) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* --- Copies and fills ----------------------------------------------------------------- */
