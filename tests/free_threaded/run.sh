@@ -166,7 +166,7 @@ races() {
     CFLAGS=$flags LDFLAGS=-fsanitize=thread installed races "$python"
 
     mkdir "$reports"
-    export TSAN_OPTIONS="exitcode=0:die_after_fork=0:log_path=$reports/tsan:suppressions=$work/suppressions"
+    export TSAN_OPTIONS="exitcode=0:die_after_fork=0:history_size=7:log_path=$reports/tsan:suppressions=$work/suppressions"
     cat "${python%/bin/*}/suppressions_free_threading.txt" "$here/suppressions.txt" >"$work/suppressions"
     gcc -fsanitize=thread -g -shared -fPIC -o "$work/planted.so" "$here/planted.c"
     "$work/races/bin/python" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1]).planted_race()' "$work/planted.so"
